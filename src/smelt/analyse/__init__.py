@@ -1,0 +1,1 @@
+"""Tables first, plots second."""

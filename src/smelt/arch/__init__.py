@@ -1,0 +1,1 @@
+"""Tensor names and config -> layers, roles, ties. Reads headers only."""

@@ -1,0 +1,64 @@
+"""The command line: one small file per command, discovered; heavy libraries are imported inside commands.
+
+A module in this folder whose name has no leading underscore is a command named after the file
+(``judge_bench.py`` -> ``smelt judge-bench``). It defines either ``COMMAND``, a typer function, or
+``APP``, a ``typer.Typer`` with sub-commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from smelt._version import __version__
+from smelt.core.errors import SmeltError
+
+
+def build_app() -> typer.Typer:
+    """The whole command tree."""
+    app = typer.Typer(
+        name="smelt",
+        help="Compose language models without training: streaming, exact, verified.",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        add_completion=True,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+        if version:
+            typer.echo(f"smelt {__version__}")
+            raise typer.Exit()
+
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda item: item.name):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        name = info.name.replace("_", "-")
+        if hasattr(module, "APP"):
+            app.add_typer(module.APP, name=name)
+        else:
+            app.command(name)(module.COMMAND)
+    return app
+
+
+def report(error: SmeltError) -> None:
+    """Print an error for a person: one line a problem, on stderr, never a traceback."""
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the ``smelt`` script."""
+    try:
+        build_app()(args=argv, prog_name="smelt")
+    except SmeltError as error:
+        report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left half-written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Words everyone shares: errors, the method registry, small types. Standard library only."""

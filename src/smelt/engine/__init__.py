@@ -1,0 +1,1 @@
+"""Plan and execute merges: the only room that moves tensors."""

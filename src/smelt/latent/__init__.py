@@ -1,0 +1,1 @@
+"""Compose models while they run: hidden-state mixing inside one ordinary transformers model."""

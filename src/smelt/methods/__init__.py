@@ -1,0 +1,1 @@
+"""One file is one merge method; discovered, never listed by hand."""

@@ -1,0 +1,1 @@
+"""Pure maths on arrays: expressions, compiled kernels, streaming statistics. No files, no model names."""

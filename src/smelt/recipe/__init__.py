@@ -1,0 +1,1 @@
+"""YAML in, frozen checked recipe out. No torch, no files of weights."""
