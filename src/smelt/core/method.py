@@ -17,7 +17,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -116,7 +116,7 @@ class MethodSpec:
     paper: str = ""
     group: str = "specialised"
     example: str = ""
-    exempt: Mapping[str, str] = MappingProxyType({})
+    exempt: Mapping[str, str] = field(default_factory=dict)
 
     def param(self, name: str) -> Param | None:
         """The parameter of that recipe name, or None."""
