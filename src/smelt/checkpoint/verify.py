@@ -1,0 +1,258 @@
+"""Read a checkpoint back, every byte once, and say whether it is what it should be."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from smelt.checkpoint.digest import PIECE, TensorDigest, WriteLog
+from smelt.checkpoint.files import read_json
+from smelt.checkpoint.layout import ShardLayout
+from smelt.checkpoint.problems import Problems
+from smelt.checkpoint.reader import Checkpoint, open_checkpoint
+from smelt.core.errors import CheckpointError, Problem, VerificationError
+from smelt.core.types import TensorMeta, TensorSpec
+
+#: bytes read at a time by one thread
+CHUNK = 8 * PIECE
+PROVENANCE = "smelt.json"
+
+Agreement = Callable[[Mapping[str, TensorMeta], Mapping[str, Any]], Iterable[Problem]]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read and what is wrong with it."""
+
+    path: Path
+    tensors: int = 0
+    parameters: int = 0
+    bytes: int = 0
+    files: int = 0
+    seconds: float = 0.0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    compared: int = 0
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing disagrees."""
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise a VerificationError with every problem, if there is one."""
+        if self.problems:
+            raise VerificationError(self.problems)
+
+
+def verify_directory(
+    path: str | Path,
+    *,
+    threads: int = 2,
+    expected: ShardLayout | Sequence[TensorSpec] | None = None,
+    digests: Mapping[str, str] | None = None,
+    written: Mapping[str, WriteLog] | None = None,
+    allow_nonfinite: bool = False,
+    agreement: Agreement | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Check a model directory (or one file) against what it should hold.
+
+    ``expected`` fixes names, dtypes and shapes; ``digests`` (else the provenance file beside the weights)
+    fixes contents; ``written`` are a writer's records; ``agreement`` compares tensors with config.json.
+    ``on_progress`` is told of the bytes read, from any thread. A path that does not exist raises; all else
+    that is wrong is in the report.
+    """
+    path = Path(path)
+    began = time.perf_counter()
+    if not path.exists():
+        open_checkpoint(path)
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        return VerifyReport(path, problems=error.problems, seconds=time.perf_counter() - began)
+    with checkpoint:
+        problems = [] if expected is None else compare_specs(checkpoint.tensors, _specs(expected))
+        scan = _Scan(checkpoint, on_progress)
+        problems += scan.run(max(1, threads), allow_nonfinite)
+        found = {name: digest.hexdigest() for name, digest in scan.digests.items() if digest.complete}
+        problems += _check_written(checkpoint, scan.digests, written or {})
+        known = digests if digests is not None else _provenance(path, problems)
+        problems += _check_digests(found, known, path)
+        problems += agreement(checkpoint.tensors, checkpoint.config) if agreement else ()
+    return _summary(checkpoint, problems, found, len(known), time.perf_counter() - began)
+
+
+def _specs(expected: ShardLayout | Sequence[TensorSpec]) -> Iterable[TensorSpec]:
+    return expected.specs.values() if isinstance(expected, ShardLayout) else expected
+
+
+def compare_specs(tensors: Mapping[str, TensorMeta], expected: Iterable[TensorSpec]) -> list[Problem]:
+    """Names, dtypes and shapes that are not as expected."""
+    problems = []
+    names = set()
+    for spec in expected:
+        names.add(spec.name)
+        meta = tensors.get(spec.name)
+        if meta is None:
+            problems.append(
+                Problem("is missing", f"tensor {spec.name!r}", f"{spec.dtype} {list(spec.shape)}")
+            )
+        elif (meta.dtype, meta.shape) != (spec.dtype, spec.shape):
+            found = f"is {meta.dtype} {list(meta.shape)}"
+            problems.append(Problem(found, f"tensor {spec.name!r}", f"{spec.dtype} {list(spec.shape)}"))
+    surplus = [name for name in tensors if name not in names]
+    return problems + [
+        Problem("is not in the plan", f"tensor {name!r}", "no such tensor") for name in surplus
+    ]
+
+
+class _Scan:
+    """One pass over all bytes: digests of every tensor, and positions of NaN and Inf."""
+
+    def __init__(self, checkpoint: Checkpoint, on_progress: Callable[[int], None] | None) -> None:
+        self.checkpoint = checkpoint
+        self.on_progress = on_progress
+        self.digests = {name: TensorDigest(meta.nbytes) for name, meta in checkpoint.tensors.items()}
+        self.bad: dict[str, list[tuple[int, int]]] = {}
+        self.errors: list[Problem] = []
+        self._chunks = [
+            (meta, start) for meta in checkpoint.tensors.values() for start in range(0, meta.nbytes, CHUNK)
+        ]
+        self._next = itertools.count()
+        self._lock = threading.Lock()
+
+    def run(self, threads: int, allow_nonfinite: bool) -> list[Problem]:
+        """Scan with so many threads; what was found."""
+        with ThreadPoolExecutor(threads) as pool:
+            for future in [pool.submit(self._work) for _ in range(threads)]:
+                future.result()
+        bad = (
+            []
+            if allow_nonfinite
+            else [self._describe(name) for name in self.checkpoint.tensors if name in self.bad]
+        )
+        return self.errors + bad
+
+    def _work(self) -> None:
+        from smelt.checkpoint.finite import has_nonfinite
+
+        buffer = memoryview(bytearray(CHUNK))
+        while (number := next(self._next)) < len(self._chunks):
+            meta, start = self._chunks[number]
+            view = buffer[: min(CHUNK, meta.nbytes - start)]
+            try:
+                self.checkpoint.read_into(meta, start, view)
+            except (CheckpointError, OSError) as error:
+                self._note_error(meta, error)
+                continue
+            self.digests[meta.name].add(start, view)
+            if has_nonfinite(view, meta.dtype):
+                self._note_nonfinite(meta, start, view)
+            if self.on_progress is not None:
+                self.on_progress(len(view))
+
+    def _note_error(self, meta: TensorMeta, error: Exception) -> None:
+        with self._lock:
+            where = f"{meta.file}, tensor {meta.name!r}"
+            self.errors += getattr(error, "problems", (Problem(f"cannot be read ({error})", where),))
+
+    def _note_nonfinite(self, meta: TensorMeta, start: int, view: memoryview) -> None:
+        from smelt.checkpoint.finite import nonfinite_positions
+
+        positions = nonfinite_positions(view, meta.dtype)
+        with self._lock:
+            first = start * meta.numel // meta.nbytes + int(positions[0])
+            self.bad.setdefault(meta.name, []).append((first, len(positions)))
+
+    def _describe(self, name: str) -> Problem:
+        found = self.bad[name]
+        first, count = min(found)[0], sum(count for _, count in found)
+        meta = self.checkpoint.tensors[name]
+        what = f"{count} of {meta.numel} values are NaN or Inf, the first at element {first}"
+        return Problem(what, f"{meta.file.name}, tensor {name!r}", "finite values")
+
+
+def _check_written(
+    checkpoint: Checkpoint, digests: Mapping[str, TensorDigest], written: Mapping[str, WriteLog]
+) -> list[Problem]:
+    """Bytes on disk that are not the bytes a writer was given."""
+    problems = []
+    for name, log in written.items():
+        meta = checkpoint.tensors.get(name)
+        if meta is not None and meta.nbytes == log.digest.nbytes:
+            for span in log.disagreements(digests[name], partial(_read, checkpoint, meta)):
+                what = f"bytes {span} on disk are not those that were written"
+                problems.append(Problem(what, f"tensor {name!r}"))
+    return problems
+
+
+def _read(checkpoint: Checkpoint, meta: TensorMeta, start: int, length: int) -> memoryview:
+    view = memoryview(bytearray(length))
+    checkpoint.read_into(meta, start, view)
+    return view
+
+
+def _provenance(path: Path, problems: list[Problem]) -> Mapping[str, str]:
+    """Digests of the provenance file beside the weights, if there is one."""
+    file = path / PROVENANCE if path.is_dir() else path.parent / PROVENANCE
+    if not path.is_dir() or not file.is_file():
+        return {}
+    notes = Problems()
+    content = read_json(file, notes) or {}
+    outputs = content.get("outputs", {})
+    if not isinstance(outputs, dict):
+        notes.add("outputs is not a map of tensors to digests", file)
+        outputs = {}
+    problems += notes.found
+    return outputs
+
+
+def _check_digests(found: Mapping[str, str], known: Mapping[str, str], path: Path) -> list[Problem]:
+    """Tensors whose content is not the recorded one, and recorded ones that are not there."""
+    problems = []
+    for name, digest in known.items():
+        if name not in found:
+            problems.append(Problem("is recorded but cannot be found or read", f"tensor {name!r}"))
+        elif found[name] != digest:
+            what = f"content has digest {found[name]}"
+            problems.append(
+                Problem(what, f"tensor {name!r}", str(digest), "the weights were changed or damaged")
+            )
+    unknown = [name for name in found if known and name not in known]
+    return problems + [Problem("is not among the recorded outputs", f"tensor {name!r}") for name in unknown]
+
+
+def _summary(
+    checkpoint: Checkpoint,
+    problems: Sequence[Problem],
+    digests: Mapping[str, str],
+    compared: int,
+    seconds: float,
+) -> VerifyReport:
+    metas = checkpoint.tensors.values()
+    dtypes: dict[str, int] = {}
+    for meta in metas:
+        dtypes[meta.dtype] = dtypes.get(meta.dtype, 0) + meta.nbytes
+    return VerifyReport(
+        checkpoint.path,
+        len(checkpoint.tensors),
+        sum(meta.numel for meta in metas),
+        sum(dtypes.values()),
+        len(checkpoint.files),
+        seconds,
+        dtypes,
+        digests,
+        compared,
+        tuple(problems),
+        tuple(checkpoint.notes),
+    )

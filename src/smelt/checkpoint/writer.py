@@ -1,0 +1,186 @@
+"""Write a checkpoint at final offsets, prove it, and make it appear at its target in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from smelt.checkpoint.digest import WriteLog
+from smelt.checkpoint.files import as_bytes, spill
+from smelt.checkpoint.layout import ShardLayout
+from smelt.checkpoint.workdir import WorkFolder, check_space
+from smelt.core.errors import OutputError, Problem, VerificationError
+
+if TYPE_CHECKING:
+    from smelt.checkpoint.verify import VerifyReport
+
+
+class CheckpointWriter:
+    """Builds the files of ``layout`` beside ``target``; they appear there on ``commit`` and not before.
+
+        with CheckpointWriter(target, layout) as writer:
+            writer.write("a.weight", 0, data)        # from any thread, in any order
+            writer.add_json("config.json", config)
+            writer.commit()                          # sync, verify, rename
+
+    Leaving the ``with`` block without a commit removes every trace.
+    """
+
+    def __init__(self, target: str | Path, layout: ShardLayout, *, overwrite: bool = False) -> None:
+        self.target = Path(target)
+        self.layout = layout
+        self.logs: Mapping[str, WriteLog] = {
+            name: WriteLog(spec.nbytes) for name, spec in layout.specs.items()
+        }
+        self._work = WorkFolder(self.target, overwrite=overwrite)
+        self._fds: list[int] = []
+        self._verified: VerifyReport | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder in which the output grows."""
+        return self._work.out
+
+    def __enter__(self) -> CheckpointWriter:
+        self._work.enter()
+        try:
+            self.check_space()
+            with _disk_errors(self.target):
+                for shard in self.layout.shards:
+                    self._fds.append(_create(self.path / shard.file, shard.size))
+                    spill(self._fds[-1], memoryview(shard.header), 0)
+            index = self.layout.index()
+            if index is not None:
+                self.add_json("model.safetensors.index.json", index)
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
+        self._work.remove()
+
+    def check_space(self, extra: int = 0) -> None:
+        """Refuse when the disk cannot hold the weights and ``extra`` bytes of side files."""
+        check_space(self._work.folder, self.layout.file_bytes + extra)
+
+    def write(self, name: str, start: int, data: Any) -> None:
+        """Write bytes of a tensor at byte ``start`` of it. Thread-safe; every byte once."""
+        view = as_bytes(data)
+        spec = self.layout.specs[name]
+        if start < 0 or start + len(view) > spec.nbytes:
+            what = f"bytes {start} to {start + len(view)} of {spec.nbytes} are outside the tensor"
+            raise OutputError(what, where=f"output tensor {name!r}")
+        shard, offset = self.layout.place(name)
+        with _disk_errors(self.target):
+            spill(self._fds[shard], view, offset + start)
+        self.logs[name].add(start, view)
+
+    def start_writeback(self) -> None:
+        """Ask the kernel to begin writing what is dirty, without waiting."""
+        for fd in self._fds:
+            _start_writeback(fd)
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Add a side file; ``name`` may lie in a subfolder."""
+        path = self._side_path(name)
+        with _disk_errors(self.target):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def add_json(self, name: str, value: Any) -> None:
+        """Add a JSON side file, indented, in UTF-8."""
+        self.add_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def add_file(self, source: Path, name: str | None = None) -> None:
+        """Copy a side file from elsewhere."""
+        self.add_bytes(name or Path(source).name, Path(source).read_bytes())
+
+    def _side_path(self, name: str) -> Path:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise OutputError(f"side file {name!r} would lie outside the output")
+        if any(shard.file == name for shard in self.layout.shards):
+            raise OutputError(f"side file {name!r} would replace weights")
+        return self.path / path
+
+    def verify(self, **options: Any) -> VerifyReport:
+        """Read everything back and compare it with the layout and with every byte that was written."""
+        from smelt.checkpoint.verify import verify_directory
+
+        self._check_coverage()
+        report = verify_directory(self.path, expected=self.layout, written=self.logs, **options)
+        report.raise_for_problems()
+        self._verified = report
+        return report
+
+    def _check_coverage(self) -> None:
+        gaps = [(name, log.gap()) for name, log in self.logs.items()]
+        problems = [Problem(gap, f"output tensor {name!r}", "every byte once") for name, gap in gaps if gap]
+        if problems:
+            raise VerificationError(problems)
+
+    def commit(self, check: Callable[[Path], object] | None = None) -> None:
+        """Sync, verify, and rename into place. ``check`` gets the folder and stands in for ``verify``."""
+        self._check_coverage()
+        self._sync()
+        if check is not None:
+            check(self.path)
+        elif self._verified is None:
+            self.verify()
+        self._work.publish()
+
+    def _sync(self) -> None:
+        """Make every file durable, several at a time."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        with _disk_errors(self.target), ThreadPoolExecutor(4) as pool:
+            list(pool.map(_sync_file, files))
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _create(path: Path, size: int) -> int:
+    """A new file of ``size`` bytes, its blocks reserved where the filesystem can."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    os.posix_fallocate(fd, 0, size)
+    return fd
+
+
+def _start_writeback(fd: int) -> None:
+    """sync_file_range(WRITE) over the whole file; a hint, so silent where it does not exist."""
+    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if call is not None:
+        call(fd, ctypes.c_int64(0), ctypes.c_int64(0), 2)
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Any:
+    """Turn a full disk, a quota or a broken device into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        what = f"writing failed ({error.strerror})"
+        raise OutputError(what, where=str(target), fix="free some space or choose another disk") from error
