@@ -1,0 +1,104 @@
+"""Task vectors: thinned, weighted, elected, summed. What the task-arithmetic family shares."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from smelt.numerics.expr import Sym, narrow, total, uniform, where, wide
+from smelt.numerics.stats import KEEP_ALL, KEEP_NONE, Cut, Measuring, Sum, TensorInfo, Top, keep_top
+
+#: a sum of weights below this counts as zero
+TINY = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Thinning:
+    """How each task vector is thinned: an exact cut or a random stream, and the factor that follows."""
+
+    cuts: tuple[Cut, ...] = ()
+    keys: tuple[int, ...] = ()
+    density: tuple[float, ...] = ()
+    factors: tuple[float, ...] | None = None
+
+    def apply(self, deltas: Sequence[Sym], *, scaled: bool = True) -> list[Sym]:
+        """The thinned task vectors."""
+        thin = [self._thin(position, delta) for position, delta in enumerate(deltas)]
+        if not scaled or self.factors is None:
+            return thin
+        return [delta * factor for delta, factor in zip(thin, self.factors, strict=True)]
+
+    def _thin(self, position: int, delta: Sym) -> Sym:
+        if self.cuts:
+            return keep_top(abs(delta), self.cuts[position], of=delta)
+        if self.density[position] >= 1.0:
+            return delta
+        return where(uniform(self.keys[position]) < self.density[position], delta, 0.0)
+
+
+def measure_magnitude(
+    base: Sym, models: Sequence[Sym], info: TensorInfo, *,
+    density: list[float], rescale: bool, rescale_norm: str, scope: str, **_: Any,
+) -> Measuring:  # fmt: skip
+    """Exact cuts that keep the largest elements of each task vector."""
+    deltas = [model - base for model in models]
+    open_cuts = [position for position, share in enumerate(density) if 0.0 < share < 1.0]
+    found = yield [Top(abs(deltas[position]), density[position], scope) for position in open_cuts]  # type: ignore[arg-type]
+    cuts = [KEEP_ALL if share >= 1.0 else KEEP_NONE for share in density]
+    for position, cut in zip(open_cuts, found, strict=True):
+        cuts[position] = cut
+    thinning = Thinning(cuts=tuple(cuts), density=tuple(density))
+    factors = yield from measure_factors(deltas, thinning, rescale, rescale_norm)
+    return Thinning(tuple(cuts), (), tuple(density), factors)
+
+
+def measure_random(
+    base: Sym, models: Sequence[Sym], info: TensorInfo, *,
+    density: list[float], rescale: bool, rescale_norm: str, **_: Any,
+) -> Measuring:  # fmt: skip
+    """Random streams that keep each element with probability ``density``."""
+    deltas = [model - base for model in models]
+    keys = tuple(info.key(position) for position in range(len(models)))
+    thinning = Thinning(keys=keys, density=tuple(density))
+    factors = yield from measure_factors(deltas, thinning, rescale, rescale_norm)
+    return Thinning((), keys, tuple(density), factors)
+
+
+def measure_factors(
+    deltas: Sequence[Sym], thinning: Thinning, rescale: bool, norm: str
+) -> Generator[list[Any], list[Any], tuple[float, ...] | None]:
+    """What brings each thinned task vector back to size."""
+    if not rescale:
+        return None
+    if norm == "inverse_density":
+        return tuple(1.0 / share if share > 0 else 1.0 for share in thinning.density)
+    before = [Sum(wide(abs(delta))) for delta in deltas]
+    after = [Sum(wide(abs(delta))) for delta in thinning.apply(deltas, scaled=False)]
+    sums = yield before + after
+    pairs = zip(sums[: len(deltas)], sums[len(deltas) :], strict=True)
+    return tuple(full / left if left > 0 else 1.0 for full, left in pairs)
+
+
+def add_mix(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
+    """base + scale * sum w d [/ sum w]."""
+    if normalize:
+        share = sum(weight)
+        scale = scale / (share if abs(share) >= TINY else 1.0)
+    return base + total(delta * (w * scale) for w, delta in zip(weight, deltas, strict=True))
+
+
+def add_elected(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
+    """As ``add_mix``, keeping per element only what agrees with the sign of the weighted sum.
+
+    The election runs in float64: task vectors of 16-bit models often cancel exactly, and a rounded sum would
+    then vote at random.
+    """
+    votes = [wide(w) * wide(delta) for w, delta in zip(weight, deltas, strict=True)]
+    positive = total(votes) >= 0.0
+    agree = [where(positive, vote > 0.0, vote < 0.0) for vote in votes]
+    mix = total(where(yes, narrow(vote), 0.0) for yes, vote in zip(agree, votes, strict=True))
+    if normalize:
+        share = total(where(yes, w, 0.0) for yes, w in zip(agree, weight, strict=True))
+        mix = mix / where(share == 0.0, 1.0, share)
+    return base + mix * scale

@@ -1,0 +1,28 @@
+"""Task vectors thinned at random and scaled up again, then summed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smelt.core.method import method
+from smelt.methods._deltas import Thinning, add_mix, measure_random
+from smelt.methods._params import Density, Int8Mask, Lambda, Normalize, Rescale, RescaleNorm, Weight
+from smelt.numerics.expr import Sym
+
+
+@method(
+    base="required",
+    summary="Task vectors thinned at random and scaled up again, then summed.",
+    measure=measure_random,
+    random=True,
+    formula="base + lambda * sum(w_i thin(x_i - base))",
+    paper="https://arxiv.org/abs/2311.03099",
+    group="robust",
+)
+def dare_linear(
+    base: Sym, models: Sequence[Sym], stats: Thinning, *,
+    weight: Weight, density: Density, lambda_: Lambda = 1.0, normalize: Normalize = False,
+    rescale: Rescale = True, rescale_norm: RescaleNorm = "l1", int8_mask: Int8Mask = False,
+) -> Sym:  # fmt: skip
+    deltas = stats.apply([model - base for model in models])
+    return add_mix(base, deltas, weight, normalize, lambda_)

@@ -1,0 +1,102 @@
+"""Bit-level conversions for compiled loops: stored bf16/fp16 <-> float32, one rounding to nearest even."""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+def _bitcast(argument: types.Type, result: types.Type, target: ir.Type):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def cast(typing_context, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.bitcast(arguments[0], target)
+
+        return result(argument), generate
+
+    return cast
+
+
+bits32 = _bitcast(types.float32, types.uint32, _I32)
+bits64 = _bitcast(types.float64, types.uint64, _I64)
+from_bits32 = _bitcast(types.uint32, types.float32, ir.FloatType())
+
+
+@intrinsic
+def half_to_single(typing_context, value):  # type: ignore[no-untyped-def]
+    """Stored fp16 -> float32 (the F16C instruction on x86)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def single_to_half(typing_context, value):  # type: ignore[no-untyped-def]
+    """float32 -> stored fp16, to nearest even."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), _I16)
+
+    return types.uint16(types.float32), generate
+
+
+@njit(nogil=True, inline="always")
+def bf16_to_single(raw):  # type: ignore[no-untyped-def]
+    """Stored bf16 -> float32: the upper half of the same bits."""
+    return from_bits32(np.uint32(raw) << np.uint32(16))
+
+
+@njit(nogil=True, inline="always")
+def single_to_bf16(value):  # type: ignore[no-untyped-def]
+    """float32 -> stored bf16, to nearest even; NaN stays NaN."""
+    bits = bits32(value)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    broken = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.uint16(broken) if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else np.uint16(rounded)
+
+
+@njit(nogil=True, inline="always")
+def double_to_bf16(value):  # type: ignore[no-untyped-def]
+    """float64 -> stored bf16 with a single rounding: a false tie made by float32 is stepped off first."""
+    single = np.float32(value)
+    back = np.float64(single)
+    bits = bits32(single)
+    up = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
+    lost = (bits & np.uint32(0xFFFF)) == np.uint32(0x8000) and back != value
+    return single_to_bf16(from_bits32(bits + up if lost else bits))
+
+
+@njit(nogil=True, inline="always")
+def double_to_half(value):  # type: ignore[no-untyped-def]
+    """float64 -> stored fp16 with a single rounding (float32 rounded to odd in between)."""
+    single = np.float32(value)
+    back = np.float64(single)
+    bits = bits32(single)
+    up = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
+    even = (bits & np.uint32(1)) == np.uint32(0) and back != value and abs(back) <= 3.4028234663852886e38
+    return single_to_half(from_bits32(bits + up if even else bits))
+
+
+@njit(nogil=True, inline="always")
+def mix32(value):  # type: ignore[no-untyped-def]
+    """One multiply-xorshift round modulo 2**32 (see ``counter``)."""
+    value = value ^ (value >> np.uint32(16))
+    value = np.uint32(value * np.uint32(0x7FEB352D))
+    value = value ^ (value >> np.uint32(15))
+    value = np.uint32(value * np.uint32(0x846CA68B))
+    return value ^ (value >> np.uint32(16))
+
+
+@njit(nogil=True, inline="always")
+def uniform24(index, low_key, high_key):  # type: ignore[no-untyped-def]
+    """24 random bits for an element index."""
+    low, high = np.uint32(index & 0xFFFFFFFF), np.uint32(index >> 32)
+    first = mix32(np.uint32(low * np.uint32(0x9E3779B1) + low_key))
+    second = mix32(np.uint32(first ^ np.uint32(high * np.uint32(0x9E3779B1) + high_key)))
+    return second >> np.uint32(8)

@@ -1,0 +1,300 @@
+"""Elementwise expressions: a method's formula is traced once per tensor into a small program.
+
+The same program runs as a fused compiled loop on a CPU (``compiled``) or operation by operation on numpy
+and torch arrays (``reference``). Numbers that differ from tensor to tensor are lifted out of the structure,
+so one compiled loop serves every tensor, weight and density.
+
+>>> base, model = Sym.input(0), Sym.input(1)
+>>> program = Program.of([base + 0.5 * (model - base)])
+>>> [instruction[0] for instruction in program.code]
+['input', 'const', 'input', 'sub', 'mul', 'add']
+>>> program.consts
+(0.5,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Union
+
+import numpy as np
+
+from smelt.core.errors import MethodError
+
+Kind = Literal["num", "wide", "bool"]  # num: the accumulation dtype; wide: float64
+Number = Union["Sym", float, int, bool, np.number]
+Instruction = tuple[Any, ...]
+
+LEAVES = frozenset({"input", "const", "row", "col", "uniform", "index"})
+COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
+
+class Sym:
+    """A value that is not known yet: one node of an expression."""
+
+    __slots__ = ("args", "kind", "op")
+    __array_ufunc__ = None  # numpy scalars defer to the reflected operators below
+    __hash__ = object.__hash__
+
+    def __init__(self, op: str, args: tuple[Any, ...], kind: Kind) -> None:
+        self.op = op
+        self.args = args
+        self.kind = kind
+
+    @staticmethod
+    def input(position: int) -> Sym:
+        """Element of the input at that position."""
+        return Sym("input", (position,), "num")
+
+    @staticmethod
+    def lift(value: Number) -> Sym:
+        """A Sym stays, a number becomes a constant."""
+        if isinstance(value, Sym):
+            return value
+        if isinstance(value, bool | int | float | np.number | np.bool_):
+            return Sym("const", (float(value),), "num")
+        raise MethodError(
+            f"cannot use {type(value).__name__} in an elementwise expression",
+            expected="a number, or along_rows(...)/along_columns(...) of an array",
+        )
+
+    def _binary(self, op: str, other: Number, swap: bool = False) -> Sym:
+        left, right = (Sym.lift(other), self) if swap else (self, Sym.lift(other))
+        if "bool" in (left.kind, right.kind):
+            raise MethodError(f"arithmetic {op!r} on a truth value", fix="use where(condition, a, b)")
+        if left.kind != right.kind:
+            left, right = wide(left), wide(right)
+        return Sym(op, (left, right), "bool" if op in COMPARISONS else left.kind)
+
+    def __add__(self, other: Number) -> Sym:
+        return self._binary("add", other)
+
+    def __radd__(self, other: Number) -> Sym:
+        if isinstance(other, int) and other == 0:  # the start of the builtin sum()
+            return self
+        return self._binary("add", other, swap=True)
+
+    def __sub__(self, other: Number) -> Sym:
+        return self._binary("sub", other)
+
+    def __rsub__(self, other: Number) -> Sym:
+        return self._binary("sub", other, swap=True)
+
+    def __mul__(self, other: Number) -> Sym:
+        return self._binary("mul", other)
+
+    def __rmul__(self, other: Number) -> Sym:
+        return self._binary("mul", other, swap=True)
+
+    def __truediv__(self, other: Number) -> Sym:
+        return self._binary("div", other)
+
+    def __rtruediv__(self, other: Number) -> Sym:
+        return self._binary("div", other, swap=True)
+
+    def __neg__(self) -> Sym:
+        return Sym("neg", (self,), self.kind)
+
+    def __abs__(self) -> Sym:
+        return Sym("abs", (self,), self.kind)
+
+    def __lt__(self, other: Number) -> Sym:
+        return self._binary("lt", other)
+
+    def __le__(self, other: Number) -> Sym:
+        return self._binary("le", other)
+
+    def __gt__(self, other: Number) -> Sym:
+        return self._binary("gt", other)
+
+    def __ge__(self, other: Number) -> Sym:
+        return self._binary("ge", other)
+
+    def __eq__(self, other: object) -> Sym:  # type: ignore[override]
+        return self._binary("eq", other)  # type: ignore[arg-type]
+
+    def __ne__(self, other: object) -> Sym:  # type: ignore[override]
+        return self._binary("ne", other)  # type: ignore[arg-type]
+
+    def _logic(self, op: str, other: Sym) -> Sym:
+        if self.kind != "bool" or not isinstance(other, Sym) or other.kind != "bool":
+            raise MethodError(f"logical {op!r} needs two truth values", fix="compare first")
+        return Sym(op, (self, other), "bool")
+
+    def __and__(self, other: Sym) -> Sym:
+        return self._logic("and", other)
+
+    def __or__(self, other: Sym) -> Sym:
+        return self._logic("or", other)
+
+    def __invert__(self) -> Sym:
+        return Sym("not", (self,), "bool")
+
+    def __bool__(self) -> bool:
+        raise MethodError(
+            "a tensor's element has no truth value while the formula is traced",
+            fix="use where(condition, a, b) instead of if",
+        )
+
+
+def wide(value: Number) -> Sym:
+    """The same value in float64, whatever the accumulation dtype."""
+    value = Sym.lift(value)
+    return value if value.kind == "wide" else Sym("wide", (value,), "wide")
+
+
+def narrow(value: Sym) -> Sym:
+    """Back from float64 to the accumulation dtype."""
+    return value if value.kind == "num" else Sym("narrow", (value,), "num")
+
+
+def where(condition: Sym, yes: Number, no: Number) -> Sym:
+    """``yes`` where the condition holds, else ``no``."""
+    first, second = Sym.lift(yes), Sym.lift(no)
+    if first.kind != second.kind:
+        first, second = wide(first), wide(second)
+    return Sym("where", (condition, first, second), first.kind)
+
+
+def sign(value: Sym) -> Sym:
+    """-1, 0 or 1."""
+    return Sym("sign", (value,), value.kind)
+
+
+def sqrt(value: Sym) -> Sym:
+    """Square root."""
+    return Sym("sqrt", (value,), value.kind)
+
+
+def minimum(left: Number, right: Number) -> Sym:
+    """The smaller of two."""
+    left, right = Sym.lift(left), Sym.lift(right)
+    return where(left < right, left, right)
+
+
+def maximum(left: Number, right: Number) -> Sym:
+    """The larger of two."""
+    left, right = Sym.lift(left), Sym.lift(right)
+    return where(left > right, left, right)
+
+
+def clip(value: Number, low: Number, high: Number) -> Sym:
+    """The value kept within bounds."""
+    return minimum(maximum(value, low), high)
+
+
+def along_rows(values: np.ndarray) -> Sym:
+    """One number per vector of the last dimension."""
+    return Sym("row", (np.ascontiguousarray(values, np.float64).reshape(-1),), "num")
+
+
+def along_columns(values: np.ndarray) -> Sym:
+    """One number per position within a slice of dimension 0."""
+    return Sym("col", (np.ascontiguousarray(values, np.float64).reshape(-1),), "num")
+
+
+def uniform(key: int) -> Sym:
+    """A random number in [0, 1) that depends on the 64-bit key and the element's index alone."""
+    return Sym("uniform", (int(key),), "num")
+
+
+def element_index() -> Sym:
+    """The element's index in its tensor (or in the group a statistic spans), exact in float64."""
+    return Sym("index", (), "wide")
+
+
+def total(values: Iterable[Sym]) -> Sym:
+    """Sum from the first to the last; at least one."""
+    first, *rest = values
+    for value in rest:
+        first = first + value
+    return first
+
+
+@dataclass(frozen=True)
+class Program:
+    """An expression as straight-line code plus the numbers lifted out of it.
+
+    ``code`` holds (operation, argument...) with arguments as positions in ``code`` (leaves: slots).
+    """
+
+    code: tuple[Instruction, ...]
+    outputs: tuple[int, ...]
+    consts: tuple[float, ...] = ()
+    rows: tuple[np.ndarray, ...] = ()
+    cols: tuple[np.ndarray, ...] = ()
+    keys: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()  # the input positions that are read
+
+    @staticmethod
+    def of(outputs: Sequence[Sym]) -> Program:
+        """Trace expressions into one program, sharing what they share."""
+        tracer = _Tracer()
+        positions = tuple(tracer.visit(Sym.lift(output)) for output in outputs)
+        return Program(
+            tuple(tracer.code), positions, tuple(tracer.slots["const"]), tuple(tracer.slots["row"]),
+            tuple(tracer.slots["col"]), tuple(tracer.slots["uniform"]), tuple(sorted(tracer.read)),
+        )  # fmt: skip
+
+    @cached_property
+    def structure(self) -> tuple[Any, ...]:
+        """What a compiled loop depends on: everything but the lifted numbers."""
+        return (self.code, self.outputs)
+
+    @cached_property
+    def const_array(self) -> np.ndarray:
+        """The lifted constants as float64."""
+        return np.asarray(self.consts or (0.0,), np.float64)
+
+    @cached_property
+    def key_array(self) -> np.ndarray:
+        """The random keys as uint32 pairs."""
+        pairs = [(key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF) for key in self.keys] or [(0, 0)]
+        return np.asarray(pairs, np.uint32)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a coefficient depends on the position in the row grid."""
+        return bool(self.rows or self.cols)
+
+
+class _Tracer:
+    """Numbers the nodes of an expression in evaluation order; equal nodes become one."""
+
+    def __init__(self) -> None:
+        self.code: list[Instruction] = []
+        self.read: set[int] = set()
+        self.slots: dict[str, list[Any]] = {"const": [], "row": [], "col": [], "uniform": []}
+        self._seen: dict[int, int] = {}
+        self._known: dict[Instruction, int] = {}
+        self._alive: list[Sym] = []  # ids stay unique only while nodes live
+
+    def visit(self, node: Sym) -> int:
+        found = self._seen.get(id(node))
+        if found is not None:
+            return found
+        self._alive.append(node)
+        position = self._emit(self._instruction(node))
+        self._seen[id(node)] = position
+        return position
+
+    def _instruction(self, node: Sym) -> Instruction:
+        if node.op == "input":
+            self.read.add(node.args[0])
+            return ("input", node.args[0])
+        if node.op in self.slots:
+            slots = self.slots[node.op]
+            if node.op in ("uniform",) and node.args[0] in slots:
+                return (node.op, slots.index(node.args[0]))
+            slots.append(node.args[0])
+            return (node.op, len(slots) - 1)
+        return (node.op, *(self.visit(argument) for argument in node.args))
+
+    def _emit(self, instruction: Instruction) -> int:
+        found = self._known.get(instruction)
+        if found is None:
+            self.code.append(instruction)
+            found = self._known[instruction] = len(self.code) - 1
+        return found

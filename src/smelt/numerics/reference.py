@@ -1,0 +1,158 @@
+"""The plain way to run a program: one numpy or torch operation after another. Oracle, small tensors, GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from smelt.numerics.blocks import LANES, Block
+from smelt.numerics.counter import uniform_24
+from smelt.numerics.expr import Program
+from smelt.numerics.rounding import decode, encode
+
+_BINARY = {
+    "add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__",
+    "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__", "eq": "__eq__", "ne": "__ne__",
+    "and": "__and__", "or": "__or__",
+}  # fmt: skip
+
+
+class NumpyLeaves:
+    """Leaves of a program over one block as numpy arrays of the accumulation dtype."""
+
+    def __init__(self, program: Program, block: Block, acc: np.dtype) -> None:
+        self.program, self.block, self.acc = program, block, acc
+        self.xp: Any = np
+
+    def indices(self) -> Any:
+        """Element indices within the tensor, int64."""
+        return self.block.grid.start + np.arange(self.block.count, dtype=np.int64)
+
+    def to(self, values: Any, kind: str) -> Any:
+        """Values in the dtype of a kind."""
+        return np.asarray(values).astype(np.float64 if kind == "wide" else self.acc, copy=False)
+
+    def input(self, position: int) -> Any:
+        """One decoded input."""
+        raw = self.block.inputs[position]
+        assert raw is not None
+        return decode(raw[: self.block.count], self.block.dtypes[position], self.acc)
+
+    def table(self, values: np.ndarray, positions: Any) -> Any:
+        """Coefficients looked up per element."""
+        return self.to(values[positions], "num")
+
+
+def interpret(leaves: NumpyLeaves) -> list[Any]:
+    """Run the program; one array (or scalar) per output."""
+    program, grid = leaves.program, leaves.block.grid
+    values: list[Any] = []
+    for op, *args in program.code:
+        values.append(_step(op, args, values, leaves, program, grid))
+    return [values[position] for position in program.outputs]
+
+
+def _step(op: str, args: list[Any], values: list[Any], leaves: NumpyLeaves, program: Program, grid: Any) -> Any:
+    match op:
+        case "input":
+            return leaves.input(args[0])
+        case "const":
+            return leaves.to(program.consts[args[0]], "num")
+        case "row":
+            return leaves.table(program.rows[args[0]], leaves.indices() // grid.row_length)
+        case "col":
+            return leaves.table(program.cols[args[0]], leaves.indices() % grid.column_length)
+        case "uniform":
+            return leaves.to(uniform_24(leaves.indices(), program.keys[args[0]]), "num") * leaves.to(2.0**-24, "num")
+        case "index":
+            return leaves.to(leaves.indices(), "wide")
+        case "wide":
+            code = program.code[args[0]]
+            return leaves.to(program.consts[code[1]] if code[0] == "const" else values[args[0]], "wide")
+        case "narrow":
+            return leaves.to(values[args[0]], "num")
+        case "where":
+            return leaves.xp.where(*(values[argument] for argument in args))
+        case "neg":
+            return -values[args[0]]
+        case "not":
+            return ~values[args[0]]
+        case "abs" | "sqrt" | "sign":
+            return getattr(leaves.xp, op)(values[args[0]])
+        case _:
+            left, right = values[args[0]], values[args[1]]
+            return getattr(left, _BINARY[op])(right)
+
+
+class NumpyBackend:
+    """Programs over numpy arrays, one operation at a time."""
+
+    name = "numpy"
+
+    def _outputs(self, program: Program, block: Block, acc: np.dtype) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            results = interpret(NumpyLeaves(program, block, acc))
+        return [np.broadcast_to(np.asarray(result), (block.count,)) for result in results]
+
+    def combine(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray, dtype: str) -> None:
+        (values,) = self._outputs(program, block, acc)
+        out[: block.count] = encode(values, dtype)
+
+    def sums(self, program: Program, block: Block, acc: np.dtype, cuts: np.ndarray) -> np.ndarray:
+        outputs = self._outputs(program, block, acc)
+        return segment_sums(outputs, cuts)
+
+    def column_sums(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray) -> None:
+        length = block.grid.column_length
+        for row, values in zip(out, self._outputs(program, block, acc), strict=True):
+            position, start = 0, block.grid.start % length
+            while position < block.count:  # one slice of dimension 0 at a time
+                size = min(length - start, block.count - position)
+                row[start : start + size] += values[position : position + size].astype(np.float64)
+                position, start = position + size, 0
+
+    def patterns(self, program: Program, block: Block, acc: np.dtype) -> np.ndarray:
+        """Bit patterns of output 0, which must not be negative, as uint64."""
+        (values,) = self._outputs(program, block, acc)
+        unsigned = np.uint32 if values.dtype == np.float32 else np.uint64
+        return np.ascontiguousarray(values).view(unsigned).astype(np.uint64)
+
+    def bracket(
+        self, program: Program, block: Block, acc: np.dtype, low: int, high: int, shift: int, bins: int
+    ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        patterns = self.patterns(program, block, acc)
+        inside = patterns[(patterns >= np.uint64(low)) & (patterns <= np.uint64(high))]
+        where = ((inside - np.uint64(low)) >> np.uint64(shift)).astype(np.int64)
+        counts = np.bincount(where, minlength=bins).astype(np.int64)
+        least = np.full(bins, np.iinfo(np.uint64).max, np.uint64)
+        most = np.zeros(bins, np.uint64)
+        np.minimum.at(least, where, inside)
+        np.maximum.at(most, where, inside)
+        return int((patterns > np.uint64(high)).sum()), counts, least, most
+
+    def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
+        patterns = self.patterns(program, block, acc)
+        return patterns[(patterns >= np.uint64(low)) & (patterns <= np.uint64(high))]
+
+
+def segment_sums(outputs: list[np.ndarray], cuts: np.ndarray) -> np.ndarray:
+    """Sums per segment in the fixed order: 64 interleaved lanes, folded by halves."""
+    sums = np.zeros((len(cuts) - 1, len(outputs)))
+    for column, values in enumerate(outputs):
+        wide = values.astype(np.float64)
+        for segment in range(len(cuts) - 1):
+            sums[segment, column] = _lane_sum(wide[cuts[segment] : cuts[segment + 1]])
+    return sums
+
+
+def _lane_sum(values: np.ndarray) -> float:
+    whole = values.size // LANES * LANES
+    lanes = np.zeros(LANES)
+    if whole:
+        lanes += np.add.reduce(values[:whole].reshape(-1, LANES), axis=0)
+    lanes[: values.size - whole] += values[whole:]
+    while lanes.size > 1:
+        half = lanes.size // 2
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
