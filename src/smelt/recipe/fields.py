@@ -1,0 +1,155 @@
+"""Readers of single fields that mean the same wherever they stand: keys, text, numbers, dtypes, templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from smelt.core.errors import did_you_mean
+from smelt.recipe.cursor import Cursor
+from smelt.recipe.reference import locate
+from smelt.recipe.setting import read_number
+from smelt.recipe.settings import Vocabulary, unknown_parameter_fix
+
+DTYPES: dict[str, tuple[str, ...]] = {
+    "bfloat16": ("bf16",),
+    "float16": ("fp16", "f16", "half"),
+    "float32": ("fp32", "f32", "float", "single"),
+    "float64": ("fp64", "f64", "double"),
+}
+CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+MIN_TEMPLATE = 20  # characters; shorter text with a brace in it is more likely a slip
+
+_SPELLINGS = {spelling: name for name, others in DTYPES.items() for spelling in (name, *others)}
+
+
+def read_mapping(cursor: Cursor, what: str) -> bool:
+    """Whether the value is a mapping; else an error naming what was expected."""
+    if isinstance(cursor.raw, Mapping):
+        return True
+    cursor.error(f"{cursor.key or 'the recipe'} is {cursor.shown()}", what)
+    return False
+
+
+def read_items(cursor: Cursor, what: str) -> list[Cursor]:
+    """The items of a list that must not be empty; after an error, none."""
+    if isinstance(cursor.raw, list | tuple):
+        if not cursor.raw:
+            cursor.error(f"{cursor.key} is empty", f"a list of {what}")
+        return list(cursor.items())
+    fix = "put a dash in front of each item" if isinstance(cursor.raw, Mapping) else ""
+    cursor.error(f"{cursor.key} is {cursor.shown()}", f"a list of {what}", fix)
+    return []
+
+
+def refuse_unknown_keys(cursor: Cursor, known: Collection[str], words: Vocabulary) -> None:
+    """An error for each key the recipe language does not have here, with what was probably meant."""
+    for key in cursor.raw:
+        if key not in known:
+            cursor.child(key).error(f"unknown key {key!r}", fix=_key_fix(cursor, str(key), known, words))
+
+
+def _key_fix(cursor: Cursor, key: str, known: Collection[str], words: Vocabulary) -> str:
+    """Advice for an unknown key: a parameter beside its block, a slip of the pen, or the list of keys."""
+    parameters = "parameters" in known
+    if parameters and key in words.names:
+        value = cursor.child(key).shown() if not isinstance(cursor.raw[key], Mapping | list) else "..."
+        if "parameters" in cursor.raw and cursor.raw["parameters"] is None:
+            return f"indent {key!r} so that it stands under `parameters:`"
+        return f"it is a parameter: write `parameters: {{{key}: {value}}}`"
+    near = did_you_mean(key, list(known))
+    if near.startswith("did you mean"):
+        return near
+    if parameters and words.names:
+        fix = unknown_parameter_fix(key, words)
+        if fix.startswith("did you mean"):
+            return f"{fix} It is a parameter and belongs under `parameters:`"
+        if words.owners(key):
+            return f"it is a parameter of {', '.join(words.owners(key)[:4])}, which this recipe does not use"
+    return near
+
+
+def read_text(cursor: Cursor, what: str) -> str | None:
+    """Text that is not empty. Numbers count as they were spelled; `on`, `no` and the like must be quoted."""
+    raw = cursor.raw
+    if isinstance(raw, str) and raw.strip():
+        return raw
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        return cursor.spelled or str(raw)
+    fix = f"quote it: '{cursor.spelled}'" if isinstance(raw, bool) and cursor.spelled else ""
+    cursor.error(f"{cursor.key} is {cursor.shown()}", what, fix)
+    return None
+
+
+def read_whole(cursor: Cursor, low: int, high: int | None = None) -> int | None:
+    """A whole number of at least ``low`` and below ``high``; numeric text counts."""
+    raw: Any = cursor.raw
+    advice = ""
+    if isinstance(raw, str):
+        raw, advice = read_number(raw)
+    whole = isinstance(raw, int | float) and not isinstance(raw, bool) and raw == raw // 1
+    if whole and raw >= low and (high is None or raw < high):
+        return int(raw)
+    below = f" below {high}" if high is not None else ""
+    cursor.error(f"{cursor.key} is {cursor.shown()}", f"a whole number of at least {low}{below}", advice)
+    return None
+
+
+def read_flag(cursor: Cursor) -> bool | None:
+    """true or false."""
+    if isinstance(cursor.raw, bool):
+        return cursor.raw
+    cursor.error(f"{cursor.key} is {cursor.shown()}", "true or false")
+    return None
+
+
+def read_dtype(cursor: Cursor) -> str | None:
+    """A dtype under its canonical name; `torch.` in front and short spellings are understood."""
+    text = cursor.raw
+    name = _SPELLINGS.get(text.lower().removeprefix("torch.")) if isinstance(text, str) else None
+    if name is None:
+        fix = (
+            did_you_mean(text.lower().removeprefix("torch."), list(_SPELLINGS))
+            if isinstance(text, str)
+            else ""
+        )
+        fix = fix if fix.startswith("did you mean") else ""
+        cursor.error(f"unknown dtype {cursor.shown()}", "one of " + ", ".join(DTYPES), fix)
+    return name
+
+
+def read_chat_template(cursor: Cursor) -> str | None:
+    """`auto`, the name of a known template, Jinja text, or the path of a file that holds some."""
+    text = read_text(cursor, "auto, a template's name, Jinja text or a file")
+    if text is None or text == "auto" or text in CHAT_TEMPLATES:
+        return text
+    if "{" in text and len(text) >= MIN_TEMPLATE:
+        return text
+    folder = cursor.document.folder
+    path = locate(text, folder)
+    if path != text or _is_file(text):
+        return path
+    if "{" in text:
+        cursor.error(
+            f"chat_template {cursor.shown()} is too short to be a template",
+            f"at least {MIN_TEMPLATE} characters",
+        )
+    else:
+        known = ["auto", *CHAT_TEMPLATES]
+        near = did_you_mean(re.sub(r"[^a-z0-9]", "", text.lower()), known)
+        cursor.error(
+            f"chat_template {cursor.shown()} is no template and no file",
+            "auto, a name, Jinja text or a file",
+            near,
+        )
+    return None
+
+
+def _is_file(text: str) -> bool:
+    from pathlib import Path
+
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
