@@ -13,6 +13,7 @@ _DEPTH_NAMES = frozenset(
     {
         "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_blocks", "n_blocks", "depth",
         "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers",
+        "encoder_num_hidden_layers", "decoder_num_hidden_layers",
     }
 )  # fmt: skip
 _EXTRA_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
@@ -29,8 +30,10 @@ _PARTS = {
     "audio": "audio", "speech": "audio", "text": "text", "language": "text", "llm": "text", "lm": "text",
     "encoder": "encoder", "decoder": "decoder", "qformer": "qformer", "talker": "talker",
     "thinker": "thinker", "code2wav": "code2wav", "mtp": "mtp", "predictor": "predictor",
+    "projector": "projector", "connector": "projector", "adapter": "projector",
 }  # fmt: skip
 SENSES = frozenset({"vision", "audio"})
+ASIDE = SENSES | {"qformer", "projector", "predictor", "mtp"}
 _MAX_NESTING = 4
 
 
@@ -139,8 +142,9 @@ def fits(stack: StackInfo, entry: Entry, config: Mapping[str, Any]) -> bool:
 
 def _foreign(stack: StackInfo, entry: Entry) -> int:
     """How many parts the config key names that the stack does not belong to."""
-    alien = parts_of(entry.path) - parts_of(stack.prefix)
-    return len(alien - {"text", "decoder", "thinker"}) if not parts_of(stack.prefix) & SENSES else len(alien)
+    named, own = parts_of(entry.path), parts_of(stack.prefix)
+    alien = named - own
+    return len(alien - {"encoder"}) if own & SENSES & named else len(alien - {"text", "decoder", "thinker"})
 
 
 def _preference(

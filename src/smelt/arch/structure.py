@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smelt.arch.config import (
-    SENSES,
+    ASIDE,
     assign_depths,
     depth_entries,
     expert_counts,
@@ -108,13 +108,18 @@ def read_structure(tensors: Mapping[str, TensorMeta], config: Mapping[str, Any])
 
 
 def _main_stack(stacks: list[StackInfo]) -> StackInfo | None:
-    """The biggest stack that the config counts and that neither sees nor hears; else the biggest."""
-    if not stacks:
-        return None
-    return max(
-        stacks,
-        key=lambda stack: (bool(stack.depth_keys), not parts_of(stack.prefix) & SENSES, stack.nbytes),
-    )
+    """The biggest stack the config counts: one that writes text before one that reads, sees or hears."""
+
+    def rank(stack: StackInfo) -> tuple[bool, bool, bool, int]:
+        parts = parts_of(stack.prefix)
+        return (
+            not parts & ASIDE,
+            bool(stack.depth_keys),
+            "decoder" in parts or "encoder" not in parts,
+            stack.nbytes,
+        )
+
+    return max(stacks, key=rank, default=None)
 
 
 def _experts_by_name(tensors: Mapping[str, TensorMeta]) -> set[int]:
@@ -130,7 +135,7 @@ def _experts_by_name(tensors: Mapping[str, TensorMeta]) -> set[int]:
 
 
 def _is_tied(tensors: Mapping[str, TensorMeta], roles: Mapping[str, Role], config: Mapping[str, Any]) -> bool:
-    """Whether the embedding also serves as head: no such head on disk, and a config that says so or is silent."""
+    """Whether the embedding also serves as head: there is none on disk, and the config does not object."""
     rows = {tensors[name].shape[0] for name, role in roles.items() if role == "embedding"}
     heads = [tensors[name].shape for name, role in roles.items() if role == "head"]
     if not rows or any(len(shape) == 2 and shape[0] in rows for shape in heads):

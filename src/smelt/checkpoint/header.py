@@ -40,11 +40,11 @@ def _header_bytes(path: Path, fd: int, size: int, problems: Problems) -> bytes |
     """The JSON part of the file, once its length is known to be sane."""
     first = read_some(fd, 0, 9)
     if len(first) < 9:
-        problems.add(f"is {size} bytes long, too short for a safetensors header", path, fix=_what_else(first))
+        problems.add(f"is {size} bytes long, too short for a safetensors header", path, fix=what_else(first))
         return None
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER or first[8:9] != b"{":
-        foreign = _what_else(read_some(fd, 0, 64))
+        foreign = what_else(read_some(fd, 0, 64))
         what = f"does not start like safetensors (its header would be {length} bytes long)"
         problems.add(what, path, expected=f"a JSON header of at most {MAX_HEADER} bytes", fix=foreign)
         return None
@@ -55,7 +55,7 @@ def _header_bytes(path: Path, fd: int, size: int, problems: Problems) -> bytes |
     return read_some(fd, 8, length)
 
 
-def _what_else(first: bytes) -> str:
+def what_else(first: bytes) -> str:
     """Advice when the first bytes are those of something known."""
     if first.startswith(b"version https://git-lfs"):
         return "this is a git-lfs pointer, not the file; run 'git lfs pull'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -35,6 +36,7 @@ class Checkpoint:
         self.metadata = metadata
         self.notes = notes
         self._fds: dict[Path, int] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     def read_into(self, meta: TensorMeta, start: int, out: Any) -> None:
@@ -45,6 +47,9 @@ class Checkpoint:
             raise CheckpointError(
                 f"a read leaves the tensor: {span}", where=f"{meta.file}, tensor {meta.name!r}"
             )
+        if meta.strides is not None:
+            self._read_strided(meta, start, view)
+            return
         fd = self._fds.get(meta.file)
         if fd is None:
             fd = self._open(meta.file)
@@ -61,10 +66,24 @@ class Checkpoint:
                 self._fds[file] = open_read(file)
             return self._fds[file]
 
+    def _read_strided(self, meta: TensorMeta, start: int, out: memoryview) -> None:
+        """Tensors of torch files that were saved as views of a larger or transposed storage."""
+        from smelt.checkpoint.strided import read_strided
+
+        fd = self._open(meta.file)
+        with self._lock:
+            if meta.file not in self._maps:
+                self._maps[meta.file] = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+            mapped = self._maps[meta.file]
+        read_strided(mapped, meta, start, out)
+
     def close(self) -> None:
         """Close every file; the checkpoint may be read again afterwards, which reopens them."""
         with self._lock:
             fds, self._fds = list(self._fds.values()), {}
+            maps, self._maps = list(self._maps.values()), {}
+        for mapped in maps:
+            mapped.close()
         for fd in fds:
             os.close(fd)
 
