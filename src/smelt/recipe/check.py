@@ -8,7 +8,7 @@ from typing import Any
 
 from smelt.core.method import MethodSpec, Param
 from smelt.recipe.cursor import Cursor
-from smelt.recipe.model import Entry, Node, Source
+from smelt.recipe.model import Entry, Node, Recipe, Source
 from smelt.recipe.setting import Setting
 from smelt.recipe.settings import Vocabulary
 
@@ -34,6 +34,11 @@ class Context:
             if has_base
             else replace(self, levels=levels)
         )
+
+    @property
+    def base_takes_part(self) -> bool:
+        """Whether an unlisted base joins the models; for methods of one model it only donates its config."""
+        return self.spec is not None and not (self.spec.base == "ignored" and self.spec.max_models == 1)
 
     @property
     def base_is_apart(self) -> bool:
@@ -81,7 +86,7 @@ def models(cursor: Cursor, context: Context, entries: list[Entry], *, complete: 
     if spec is None:
         return entries
     listed = base is not None and any(entry.model == base for entry in entries)
-    if base is not None and complete and not listed:
+    if base is not None and complete and not listed and context.base_takes_part:
         if spec.base == "forbidden":
             cursor.error(
                 f"{spec.name} has no use for base_model {base_name(base)}",
@@ -227,20 +232,21 @@ def _check_required(
             )
 
 
-def advise(cursor: Cursor, context: Context, found: Mapping[str, Any]) -> None:
+def advise(cursor: Cursor, context: Context, recipe: Recipe) -> None:
     """Warn where settings that are valid do something users did not expect."""
     spec = context.spec
-    entries = found.get("models") or ()
+    entries = recipe.models or ()
     if spec is None or spec.base not in ("ignored", "forbidden") or len(entries) < 2:
         return
     normalize, weight = spec.param("normalize"), spec.param("weight")
     if normalize is None or weight is None or not weight.per_model:
         return
-    setting = found["parameters"].get("normalize")
+    setting = recipe.parameters.get("normalize")
     if not (setting.constant if setting else normalize.default):
         return
-    weights = [entry.parameters["weight"].constant for entry in entries if "weight" in entry.parameters]
-    if len(weights) < len(entries) or any(not isinstance(value, int | float) for value in weights):
+    found = [entry.parameters["weight"].constant for entry in entries if "weight" in entry.parameters]
+    weights = [value for value in found if isinstance(value, int | float)]
+    if len(weights) < len(entries):
         return
     total = sum(weights)
     if abs(total - 1) > 1e-6 and len(set(weights)) > 1 and total:
@@ -253,5 +259,4 @@ def advise(cursor: Cursor, context: Context, found: Mapping[str, Any]) -> None:
 
 def base_name(node: Node) -> str:
     """A model or recipe in a few words."""
-    text = getattr(node, "merge_method", None)
-    return f"(a {text} recipe)" if text else repr(str(node))
+    return f"(a {node.merge_method} recipe)" if isinstance(node, Recipe) else repr(str(node))

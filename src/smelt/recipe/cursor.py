@@ -90,4 +90,6 @@ def describe(raw: object) -> str:
         return "a mapping"
     if isinstance(raw, list | tuple):
         return f"a list of {len(raw)}"
+    if isinstance(raw, int) and raw.bit_length() > 256:
+        return "a huge number"
     return repr(raw)

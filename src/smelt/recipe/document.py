@@ -1,7 +1,7 @@
 """YAML text in, plain data out, with the line of every value kept for messages. Bounded against alias bombs.
 
 Keys are always the text the user wrote. Plain scalars follow YAML 1.1 as PyYAML does, except where that
-surprises: octal (``010``), sexagesimal (``1:30``) and dates stay text, for whoever reads the value to explain.
+surprises: octal (``010``), base sixty (``1:30``) and dates stay text, for whoever reads them to explain.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def show_path(path: YamlPath) -> str:
     """
     shown = ""
     for step in path:
-        if isinstance(step, int):
+        if not isinstance(step, str):
             shown += f"[{step}]"
         elif _IDENTIFIER.fullmatch(step):
             shown += f".{step}" if shown else step

@@ -21,6 +21,28 @@ DTYPES: dict[str, tuple[str, ...]] = {
 CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 MIN_TEMPLATE = 20  # characters; shorter text with a brace in it is more likely a slip
 
+#: where a key of the recipe language stands, for those who put it elsewhere
+_HOMES = {
+    "model": "in the items of `models:` or `sources:`",
+    "sources": "in the items of `slices:`",
+    "layer_range": "in the items of `sources:`",
+    "residual_weight": "in the items of `slices:`",
+    "slices": "at the top of a recipe or in a module",
+    "modules": "at the top of a recipe",
+    "merge_method": "at the top of a recipe",
+    "dtype": "at the top of a recipe",
+    "out_dtype": "at the top of a recipe",
+    "tokenizer_source": "at the top of a recipe",
+    "tokenizer": "at the top of a recipe",
+    "chat_template": "at the top of a recipe",
+    "pad_to_multiple_of": "under `tokenizer:`",
+    "tokens": "under `tokenizer:`",
+    "filter": "beside `value:` in a parameter's list",
+    "value": "in a parameter's list, beside `filter:`",
+    "revision": "beside `path:` in the mapping form of a model",
+    "lora": "beside `model:` in the mapping form of a model",
+}
+
 _SPELLINGS = {spelling: name for name, others in DTYPES.items() for spelling in (name, *others)}
 
 
@@ -61,6 +83,8 @@ def _key_fix(cursor: Cursor, key: str, known: Collection[str], words: Vocabulary
     near = did_you_mean(key, list(known))
     if near.startswith("did you mean"):
         return near
+    if key in _HOMES:
+        return f"it belongs {_HOMES[key]}"
     if parameters and words.names:
         fix = unknown_parameter_fix(key, words)
         if fix.startswith("did you mean"):

@@ -8,26 +8,34 @@ from typing import Any
 
 from smelt.core.errors import RecipeError
 from smelt.core.method import MethodSpec
-from smelt.recipe.cursor import Cursor, Findings
+from smelt.recipe.cursor import Cursor, Findings, describe
 from smelt.recipe.document import MAX_BYTES, Document, parse_yaml
 from smelt.recipe.model import Recipe
 from smelt.recipe.read import Scope, read_recipe
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any], *, methods: Mapping[str, MethodSpec], base_dir: Path | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    methods: Mapping[str, MethodSpec],
+    base_dir: Path | None = None,
 ) -> Recipe:
     """Read and check a recipe: the path of a YAML file, YAML text of several lines, or a mapping.
 
-    ``base_dir`` is where relative paths are looked up besides the working directory; by default a file's folder.
+    ``base_dir``: where relative paths are looked up besides the working directory; by default the folder
+    of the file.
     Raises RecipeError with all problems at once; what is odd but allowed is in ``Recipe.warnings``.
     """
+    if isinstance(source, Recipe):
+        return source
     findings = Findings()
     files: tuple[Path, ...] = ()
     if isinstance(source, Mapping):
         document = Document(source, folder=base_dir)
     elif isinstance(source, str) and "\n" in source:
         document = _parse(source, "", base_dir, findings)
+    elif not isinstance(source, str | Path):
+        raise RecipeError(f"a recipe cannot be {describe(source)}", expected="a path, YAML text or a mapping")
     else:
         path = Path(source)
         document = _parse(read_file(path), "", base_dir or path.parent, findings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -174,6 +173,8 @@ class Recipe(_Frozen):
     @property
     def digest(self) -> str:
         """SHA-256 of what the recipe says; independent of the order of its keys and of how it was spelled."""
+        import hashlib  # here, because it costs milliseconds that most commands need not pay
+
         return hashlib.sha256(self._canonical().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +188,7 @@ class Recipe(_Frozen):
         )
 
     def nodes(self) -> Iterator[ModelRef | Recipe]:
-        """The models and recipes standing directly in this recipe, in order, base last, repetitions included."""
+        """The models and recipes directly in this recipe, in order, base last, repetitions included."""
         parts: tuple[Recipe | Module, ...] = (self, *(self.modules or {}).values())
         for part in parts:
             for entry in part.models or ():

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from smelt.recipe import fields
 from smelt.recipe.cursor import Cursor
-from smelt.recipe.reference import ModelPath, ModelRef, ReferenceProblem, locate, parse_reference
+from smelt.recipe.reference import (
+    ModelPath,
+    ModelRef,
+    ReferenceProblem,
+    find_on_disk,
+    locate,
+    parse_reference,
+)
 from smelt.recipe.settings import Vocabulary
 
 _NO_WORDS = Vocabulary()
@@ -25,17 +32,22 @@ def read_plain_reference(cursor: Cursor) -> ModelRef | None:
 def read_text_reference(cursor: Cursor, text: str) -> ModelRef | None:
     """The string form."""
     try:
-        return parse_reference(text, cursor.document.folder)
+        ref = parse_reference(text, cursor.document.folder)
     except ReferenceProblem as problem:
         cursor.error(problem.what, problem.expected, problem.fix)
         return None
+    _warn_about_revision(cursor, ref)
+    return ref
 
 
 def read_reference(cursor: Cursor) -> ModelRef | None:
     """The mapping form: {model, lora, override_architecture} or {path, revision}. Its paths are literal."""
     if "path" in cursor.raw:
         found = _read_path(cursor)
-        return ModelRef(path=found.path, revision=found.revision) if found else None
+        ref = ModelRef(path=found.path, revision=found.revision) if found else None
+        if ref is not None:
+            _warn_about_revision(cursor, ref)
+        return ref
     before = len(cursor.findings.errors)
     fields.refuse_unknown_keys(cursor, ("model", "lora", "override_architecture"), _NO_WORDS)
     if not cursor.has("model"):
@@ -46,7 +58,16 @@ def read_reference(cursor: Cursor) -> ModelRef | None:
         architecture = fields.read_text(cursor.child("override_architecture"), "the name of an architecture")
     if model is None or len(cursor.findings.errors) > before:
         return None
-    return ModelRef(path=model.path, revision=model.revision, lora=lora, override_architecture=architecture)
+    ref = ModelRef(path=model.path, revision=model.revision, lora=lora, override_architecture=architecture)
+    _warn_about_revision(cursor, ref)
+    return ref
+
+
+def _warn_about_revision(cursor: Cursor, ref: ModelRef) -> None:
+    """A folder on disk has no revisions."""
+    for part in (ModelPath(path=ref.path, revision=ref.revision), ref.lora):
+        if part is not None and part.revision is not None and find_on_disk(part.path, None) is not None:
+            cursor.warn(f"revision {part.revision!r} has no effect: {part.path!r} is a folder on disk")
 
 
 def _read_path(cursor: Cursor) -> ModelPath | None:

@@ -13,9 +13,9 @@ from smelt.recipe import check, fields
 from smelt.recipe.cursor import Cursor
 from smelt.recipe.model import Entry, Module, Node, Recipe, Slice, Source
 from smelt.recipe.model_reader import read_reference, read_text_reference
-from smelt.recipe.reference import ModelRef, is_recipe_name, locate
+from smelt.recipe.reference import ModelRef, find_on_disk, is_recipe_name, locate
 from smelt.recipe.settings import Vocabulary, read_parameters
-from smelt.recipe.tokens import read_tokenizer, read_tokenizer_source
+from smelt.recipe.tokens import check_token_models, read_tokenizer, read_tokenizer_source
 
 MAX_NESTING = 16
 MAX_RECIPES = 256
@@ -60,8 +60,11 @@ def read_recipe(cursor: Cursor, scope: Scope) -> Recipe | None:
     }
     if len(cursor.findings.errors) > before:
         return None
-    check.advise(cursor, context, found)
-    return Recipe(**found)
+    recipe = Recipe(**found)
+    if recipe.tokenizer is not None:
+        check_token_models(cursor.child("tokenizer"), recipe.tokenizer, recipe.refs())
+    check.advise(cursor, context, recipe)
+    return recipe
 
 
 def _read_method(cursor: Cursor, scope: Scope) -> MethodSpec | None:
@@ -123,9 +126,7 @@ def read_entries(cursor: Cursor, scope: Scope, context: check.Context) -> tuple[
 def _read_entry(cursor: Cursor, scope: Scope, context: check.Context) -> Entry | None:
     """One of ``models:``."""
     if isinstance(cursor.raw, Entry):
-        settings = Cursor(
-            cursor.raw.parameters, cursor.document, cursor.findings, (*cursor.path, "parameters")
-        )
+        settings = replace(cursor, raw=cursor.raw.parameters, path=(*cursor.path, "parameters"))
         return Entry(model=cursor.raw.model, parameters=read_parameters(settings, context.words, "model"))
     if isinstance(cursor.raw, str):
         cursor.error(f"a model stands here as {cursor.shown()}", fix=f"write `- model: {cursor.raw}`")
@@ -268,9 +269,7 @@ def _read_nested(cursor: Cursor, scope: Scope) -> Recipe | None:
 
 def _read_recipe_file(cursor: Cursor, text: str, scope: Scope) -> Recipe | None:
     """A recipe by path, relative to the file that names it, else to the working directory."""
-    folder = cursor.document.folder
-    candidates = ([folder / text] if folder else []) + [Path(text).expanduser()]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = find_on_disk(text, cursor.document.folder, folder_first=True)
     if file is None:
         cursor.error(
             f"no recipe file {text!r}", fix="check the path; it is relative to the file that names it"

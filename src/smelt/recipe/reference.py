@@ -102,10 +102,12 @@ def parse_reference(text: str, folder: Path | None = None) -> ModelRef:
     return ModelRef(path=locate(path, folder), revision=revision, lora=adapter)
 
 
-def find_on_disk(path: str, folder: Path | None) -> Path | None:
+def find_on_disk(path: str, folder: Path | None, *, folder_first: bool = False) -> Path | None:
     """The path as it is, below the recipe's folder, or below the home folder; None when nothing is there."""
     try:
-        candidates = [Path(path)] + ([folder / path] if folder else [])
+        candidates = [Path(path)]
+        if folder is not None:
+            candidates.insert(0 if folder_first else 1, folder / path)
         if path.startswith("~"):
             candidates.append(Path(path).expanduser())
         return next((candidate for candidate in candidates if candidate.exists()), None)
@@ -114,9 +116,9 @@ def find_on_disk(path: str, folder: Path | None) -> Path | None:
 
 
 def locate(path: str, folder: Path | None) -> str:
-    """The path a reader can open from the working directory; unchanged when nothing is there (a hub name)."""
+    """A path that opens from the working directory; unchanged when nothing is there (a hub name)."""
     found = find_on_disk(path, folder)
-    return path if found is None or found == Path(path) else str(found)
+    return path if found is None else str(found)
 
 
 def _split_lora(text: str, exists: Callable[[str], bool]) -> tuple[str, str]:

@@ -24,8 +24,8 @@ Level = HasParameters | Mapping[str, Setting] | None
 class Resolved:
     """A parameter's value for one tensor, and who set it.
 
-    ``level`` is ``model``, ``slice``, ``module``, ``recipe``, ``default``, ``base`` (a required parameter waived
-    for the base model: None) or ``missing`` (a required one that nobody set for this tensor: REQUIRED).
+    ``level`` is ``model``, ``slice``, ``module``, ``recipe``, ``default``, ``base`` (a required parameter,
+    waived for the base model: None) or ``missing`` (a required one nobody set for this tensor: REQUIRED).
     """
 
     value: Any
@@ -46,8 +46,8 @@ def resolve(
 ) -> Resolved:
     """The first level that has a value for this tensor wins: model, slice, module, recipe, then the default.
 
-    Filters of per-model parameters see the tensor's name in that model, those of global parameters its name in
-    the output. A setting none of whose filters passes falls through to the next level.
+    Filters of per-model parameters see the tensor's name in that model, those of global parameters its name
+    in the output. A setting none of whose filters passes falls through to the next level.
     """
     name = input_name if param.per_model and input_name is not None else output_name
     levels: tuple[tuple[str, Level], ...] = (

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 
 Scalar = float | int | bool | str
+
+LARGEST = 1e300  # what is larger is a slip; it also keeps interpolation finite
 
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _OCTAL = re.compile(r"[-+]?(?:0[0-9]+|0o[0-7]+)")
@@ -141,7 +142,7 @@ def read_number(text: str) -> tuple[float | int | None, str]:
         octal = int(text.lower().replace("o", ""), 8) if not set("89") & set(text) else None
         choice = f"{plain} or {octal}" if octal is not None else str(plain)
         return None, f"write {choice}: YAML versions disagree on what a leading zero means"
-    if _NUMBER.fullmatch(text) and isfinite(float(text)):
+    if _NUMBER.fullmatch(text) and abs(float(text)) <= LARGEST:
         return (int(text) if text.lstrip("+-").isdigit() else float(text)), ""
     return None, _number_advice(text)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from smelt.core.errors import RecipeError, did_you_mean
 from smelt.core.method import MethodSpec, Param
 from smelt.recipe.cursor import Cursor, Findings, describe
 from smelt.recipe.document import Document
-from smelt.recipe.setting import Rule, Scalar, Setting, passes, read_number
+from smelt.recipe.setting import LARGEST, Rule, Scalar, Setting, passes, read_number
 
 LevelName = Literal["model", "slice", "module", "recipe"]
 
@@ -102,6 +101,8 @@ def unknown_parameter_fix(name: str, words: Vocabulary) -> str:
 def read_setting(cursor: Cursor, param: Param | None) -> Setting | None:
     """A setting in any of its shapes; None after an error."""
     raw = cursor.raw
+    if hasattr(raw, "tolist"):  # numpy and torch scalars and vectors
+        return read_setting(replace(cursor, raw=raw.tolist()), param)
     if isinstance(raw, Setting):
         return _recheck(cursor, raw, param)
     if isinstance(raw, Mapping):
@@ -115,7 +116,7 @@ def read_setting(cursor: Cursor, param: Param | None) -> Setting | None:
 
 def _recheck(cursor: Cursor, setting: Setting, param: Param | None) -> Setting | None:
     """A ready setting from Python, held against the parameter it is given to."""
-    return read_setting(Cursor(setting.to_plain(), cursor.document, cursor.findings, cursor.path), param)
+    return read_setting(replace(cursor, raw=setting.to_plain()), param)
 
 
 def _read_list(cursor: Cursor, param: Param | None) -> Setting | None:
@@ -212,7 +213,7 @@ def _coerce(cursor: Cursor, param: Param | None) -> Scalar | None:
     if kind == "choice":
         return _as_choice(cursor, param)
     if isinstance(raw, str):
-        return _from_text(cursor, raw, kind, expected)
+        return _from_text(cursor, param, expected)
     if isinstance(raw, bool):
         if kind in ("float", "int"):
             written = f" (YAML reads {cursor.spelled} as {describe(raw)})" if _is_trap(cursor) else ""
@@ -222,23 +223,25 @@ def _coerce(cursor: Cursor, param: Param | None) -> Scalar | None:
             return None
         return raw
     if isinstance(raw, int | float):
-        if isinstance(raw, float) and not isfinite(raw):
-            cursor.error(f"{_label(cursor, param)} is {raw}", expected if kind else "a finite number")
+        if not abs(raw) <= LARGEST:
+            cursor.error(f"{_label(cursor, param)} is {cursor.shown()}", "a finite number")
             return None
         return _number_of_kind(raw, kind)
     cursor.error(f"{_label(cursor, param)} is {cursor.shown()}", expected)
     return None
 
 
-def _from_text(cursor: Cursor, raw: str, kind: str | None, expected: str) -> Scalar | None:
+def _from_text(cursor: Cursor, param: Param | None, expected: str) -> Scalar | None:
     """Text where a number or a boolean belongs: numeric strings count, the rest is an error with advice."""
+    raw: str = cursor.raw
+    kind = param.kind if param else None
     if kind == "bool" and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     number, advice = read_number(raw)
     if number is None and kind is None and not advice:
         return raw
     if number is None:
-        cursor.error(f"{cursor.key or 'the value'} is {cursor.shown()}", expected, advice)
+        cursor.error(f"{_label(cursor, param)} is {cursor.shown()}", expected, advice)
         return None
     return _number_of_kind(number, kind)
 
@@ -264,7 +267,9 @@ def _as_choice(cursor: Cursor, param: Param | None) -> Scalar | None:
 
 def _label(cursor: Cursor, param: Param | None) -> str:
     """What to call the value in a message."""
-    return param.name if param else cursor.key or "the value"
+    if param is not None:
+        return param.name
+    return next((step for step in reversed(cursor.path) if isinstance(step, str)), "the value")
 
 
 def _is_trap(cursor: Cursor) -> bool:

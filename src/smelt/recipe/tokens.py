@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smelt.core.errors import did_you_mean
@@ -42,6 +42,18 @@ def read_tokenizer(cursor: Cursor) -> Tokenizer | None:
     if len(cursor.findings.errors) > before:
         return None
     return Tokenizer(source=source, tokens=tokens, pad_to_multiple_of=multiple)
+
+
+def check_token_models(cursor: Cursor, tokenizer: Tokenizer, refs: Sequence[ModelRef]) -> None:
+    """Rows come from models of the merge; a token rule that names another one is an error."""
+    for token, rule in tokenizer.tokens.items():
+        source = rule.source.model if isinstance(rule.source, ModelToken) else rule.source
+        if isinstance(source, ModelRef) and source not in refs:
+            place = cursor.child("tokens").child(token).child("source")
+            place.error(
+                f"{str(source)!r} is not a model of this merge",
+                fix=did_you_mean(str(source), [*map(str, refs)]),
+            )
 
 
 def _read_tokens(cursor: Cursor) -> dict[str, TokenRule]:
