@@ -77,3 +77,6 @@ class Backend(Protocol):
 
     def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
         """The patterns inside the bracket, in element order, as uint64."""
+
+    def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
+        """Whether any stored element is NaN or Inf."""

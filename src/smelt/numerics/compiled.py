@@ -23,6 +23,8 @@ from smelt._version import __version__
 from smelt.numerics.blocks import Block
 from smelt.numerics.codegen import Flavour, generate
 from smelt.numerics.expr import Program
+from smelt.numerics.rounding import EXPONENT
+from smelt.numerics.scan import any_masked
 
 _EMPTY = np.zeros(1)
 
@@ -88,7 +90,7 @@ class CompiledBackend:
         above = kernel(
             counts, least, most, unsigned(low), unsigned(high), unsigned(shift), *self._arguments(program, block)
         )
-        return int(above), counts, least.astype(np.uint64), most.astype(np.uint64)
+        return int(above), counts, least, most
 
     def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
@@ -96,6 +98,10 @@ class CompiledBackend:
         kernel = self._kernel(self._flavour("collect", program, block, acc))
         size = kernel(found, unsigned(low), unsigned(high), *self._arguments(program, block))
         return found[:size].astype(np.uint64)
+
+    def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
+        mask, unsigned = EXPONENT[dtype]
+        return bool(any_masked(raw.view(unsigned), unsigned.type(mask)))
 
 
 def load_kernel(source: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from smelt.numerics.blocks import LANES, Block
 from smelt.numerics.counter import uniform_24
 from smelt.numerics.expr import Program
-from smelt.numerics.rounding import decode, encode
+from smelt.numerics.rounding import decode, encode, has_nonfinite
 
 _BINARY = {
     "add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__",
@@ -111,6 +111,9 @@ class NumpyBackend:
                 size = min(length - start, block.count - position)
                 row[start : start + size] += values[position : position + size].astype(np.float64)
                 position, start = position + size, 0
+
+    def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
+        return has_nonfinite(raw, dtype)
 
     def patterns(self, program: Program, block: Block, acc: np.dtype) -> np.ndarray:
         """Bit patterns of output 0, which must not be negative, as uint64."""

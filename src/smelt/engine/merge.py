@@ -1,0 +1,101 @@
+"""From a plan to a verified directory: write beside the target, prove every byte, record how it was made, rename."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smelt.checkpoint import CheckpointWriter
+from smelt.engine.execute import Executor, choose_backend
+from smelt.engine.plan import Plan, Settings, plan_merge
+from smelt.engine.provenance import PROVENANCE, record
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a finished merge did and where it stands."""
+
+    path: Path
+    tensors: int
+    parameters: int
+    bytes_in: int
+    bytes_out: int
+    files: int
+    seconds: float
+    merge_seconds: float
+    verify_seconds: float
+    outputs: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def run_merge(plan: Plan, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> MergeReport:
+    """Carry a plan out. The target appears complete and verified, or not at all."""
+    began = time.perf_counter()
+    settings, tell = plan.settings, progress or (lambda stage, done, total: None)
+    with CheckpointWriter(target, plan.layout, overwrite=overwrite) as writer:
+        _side_files(plan, writer)
+        executor = Executor(
+            plan.jobs, writer.write, threads=settings.threads, block=settings.block,
+            backend=choose_backend(plan.jobs, settings.device), allow_nonfinite=settings.allow_nonfinite,
+            progress=_counter("merge", plan.layout.data_bytes, tell),
+        )  # fmt: skip
+        executor.run()
+        merged = time.perf_counter()
+        writer.start_writeback()
+        report = writer.verify(
+            threads=settings.threads, allow_nonfinite=settings.allow_nonfinite,
+            on_progress=_counter("verify", plan.layout.data_bytes, tell),
+        )  # fmt: skip
+        verified = time.perf_counter()
+        writer.add_json(PROVENANCE, record(plan, executor.digests, report.digests))
+        tell("sync", 0, 1)
+        writer.commit()
+    return MergeReport(
+        Path(target), len(plan.jobs), sum(job.spec.numel for job in plan.jobs.values()), plan.bytes_in,
+        plan.bytes_out, len(plan.layout.shards), time.perf_counter() - began, merged - began, verified - merged,
+        report.digests, tuple(plan.notes),
+    )  # fmt: skip
+
+
+def merge(
+    recipe: Any, target: str | Path, settings: Settings | None = None, *, overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:  # fmt: skip
+    """Plan a recipe (path, text, mapping or Recipe) and carry it out."""
+    plan = plan_merge(recipe, settings)
+    try:
+        return run_merge(plan, target, overwrite=overwrite, progress=progress)
+    finally:
+        plan.close()
+
+
+def _side_files(plan: Plan, writer: CheckpointWriter) -> None:
+    if plan.config:
+        writer.add_json("config.json", plan.config)
+    for name, source in plan.side_files.items():
+        writer.add_file(source, name)
+
+
+def _counter(stage: str, total: int, tell: Progress) -> Callable[[int], None]:
+    """Adds up bytes from any thread."""
+    from threading import Lock
+
+    lock, done = Lock(), 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        with lock:
+            done += size
+            tell(stage, done, total)
+
+    return add
+
+
+def with_settings(settings: Settings, **changes: Any) -> Settings:
+    """The settings with every change that is not None."""
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,117 @@
+"""One output tensor while it is made: its inputs, its formula, its statistics, block by block."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from smelt.core.errors import SmeltError
+from smelt.core.method import MethodSpec
+from smelt.engine.crew import Crew
+from smelt.engine.feeds import Feed, Scratch
+from smelt.numerics.blocks import Backend, Block, Grid
+from smelt.numerics.expr import Program, Sym
+from smelt.numerics.rounding import STORAGE
+from smelt.numerics.stats import TensorInfo
+
+
+class TensorRun:
+    """A method applied to one tensor of every model. Input 0 is the base when the method has one."""
+
+    def __init__(
+        self, spec: MethodSpec, info: TensorInfo, base: Feed | None, models: Sequence[Feed], params: dict[str, Any], *,
+        dtype: str, acc: np.dtype, backend: Backend, layer: Any = None,
+    ) -> None:  # fmt: skip
+        self.spec, self.info, self.params = spec, info, params
+        self.feeds: list[Feed] = [*([base] if base is not None else []), *models]
+        self.dtypes = tuple(feed.dtype for feed in self.feeds)
+        self.dtype, self.acc, self.backend, self.layer = dtype, acc, backend, layer
+        symbols = [Sym.input(position) for position in range(len(self.feeds))]
+        self.base = symbols[0] if base is not None else None
+        self.models = symbols[1:] if base is not None else symbols
+        self.stats: Any = info
+        self._program: Program | None = None
+
+    def start_measuring(self) -> Generator[Any, Any, Any] | None:
+        """The method's measure generator, or None when it needs no statistics."""
+        if self.spec.measure is None:
+            return None
+        wanted = inspect.signature(self.spec.measure).parameters
+        takes_all = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in wanted.values())
+        params = {name: value for name, value in self.params.items() if takes_all or name in wanted}
+        return self.spec.measure(self.base, self.models, self.info, **params)
+
+    @property
+    def program(self) -> Program:
+        """The traced formula, once the statistics are known."""
+        if self._program is None:
+            with np.errstate(all="ignore"):
+                self._program = Program.of([self.spec.combine(self.base, self.models, self.stats, **self.params)])
+        return self._program
+
+    def grid(self, start: int) -> Grid:
+        """Where a block starts within the tensor's rows and columns."""
+        shape = self.info.shape or (1,)
+        return Grid(start, max(shape[-1], 1), max(prod(shape[1:]), 1))
+
+    def block(self, program: Program, start: int, size: int, scratch: Scratch, depth: int = 0) -> Block:
+        """The inputs a program reads, loaded."""
+        raws: list[np.ndarray | None] = [None] * len(self.feeds)
+        for position in program.inputs:
+            raws[position] = self.feeds[position].load(start, size, scratch, (depth, position))
+        return Block(raws, self.dtypes, size, self.grid(start))
+
+    def combine(self, start: int, size: int, scratch: Scratch, slot: Any, depth: int = 0) -> np.ndarray:
+        """Elements of the result in their stored form."""
+        block = self.block(self.program, start, size, scratch, depth)
+        out = scratch.bytes(slot, size * STORAGE[self.dtype].itemsize).view(STORAGE[self.dtype])
+        self.backend.combine(self.program, block, self.acc, out, self.dtype)
+        return out
+
+    def sums(self, program: Program, by_row: bool, crew: Crew) -> Any:
+        """float64 sums of a program's outputs over the tensor, or over each row."""
+
+        def work(start: int, size: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+            block = self.block(program, start, size, scratch)
+            cuts = block.grid.segments(size, by_row)
+            rows = (start + cuts[:-1]) // block.grid.row_length if by_row else cuts[:-1]
+            return self.backend.sums(program, block, self.acc, cuts), rows
+
+        results = crew.each_block(self.info.numel, work)
+        parts = np.concatenate([values for values, _ in results])
+        if not by_row:
+            return np.add.reduce(parts, axis=0)
+        rows = np.concatenate([rows for _, rows in results])
+        firsts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+        return np.ascontiguousarray(np.add.reduceat(parts, firsts, axis=0).T)
+
+    def column_sums(self, program: Program, crew: Crew) -> np.ndarray:
+        """float64 sums along dimension 0, added strictly in order."""
+        out = np.zeros((len(program.outputs), self.grid(0).column_length))
+        for start, size in crew.spans(self.info.numel):
+            self.backend.column_sums(program, self.block(program, start, size, crew.scratch()), self.acc, out)
+        return out
+
+
+class NestedFeed:
+    """Another merge as an input, evaluated block by block; nothing of it is ever stored."""
+
+    def __init__(self, run: TensorRun) -> None:
+        self.run, self.dtype = run, run.dtype
+
+    def load(self, start: int, count: int, scratch: Scratch, slot: Any) -> np.ndarray:
+        """Elements of the inner merge."""
+        return self.run.combine(start, count, scratch, ("nested", slot), depth=slot)
+
+
+def add_context(error: SmeltError, where: str) -> SmeltError:
+    """The same error, saying for which tensor it was met."""
+    from dataclasses import replace
+
+    error.problems = tuple(replace(item, where=item.where or where) for item in error.problems)
+    error.args = ("\n".join(map(str, error.problems)),)
+    return error
