@@ -31,7 +31,11 @@ BLOCK = 1 << 20  # elements
 SHARD_BYTES = 5_000_000_000
 SEED = 20240731
 WEIGHT_RMS = 0.02
-DELTA_RMS: dict[str, float] = {"base": 0.0, "code": 1e-2, "math": 3e-3, "chat": 1e-3}
+#: rms of a fine-tune's delta over that of the weights; "far" models are for formulas that need an angle
+DELTA_RMS: dict[str, dict[str, float]] = {
+    "near": {"base": 0.0, "code": 1e-2, "math": 3e-3, "chat": 1e-3},
+    "far": {"base": 0.0, "code": 0.7, "math": 0.4, "chat": 1.0},
+}
 HEADER_DTYPE = {"bfloat16": "BF16", "float32": "F32"}
 RECIPE = 1  # raise when the bytes change, so that old caches are made anew
 
@@ -158,8 +162,11 @@ def _base_block(name: str, stream: int, block: int, count: int, fine: bool) -> F
 class Maker:
     """Fills the files of several models block by block; every block is keyed, so threads need no order."""
 
-    def __init__(self, targets: dict[str, dict[str, Target]], shape: Shape, dtype: str) -> None:
+    def __init__(
+        self, targets: dict[str, dict[str, Target]], shape: Shape, dtype: str, delta_rms: dict[str, float]
+    ) -> None:
         self.targets = targets
+        self.delta_rms = delta_rms
         self.fine = dtype == "float32"
         self.itemsize = 4 if self.fine else 2
         self.tensors = list(shape.tensors())
@@ -183,9 +190,9 @@ class Maker:
         written = 0
         for which, (model, tensors) in enumerate(self.targets.items()):
             data = base
-            if DELTA_RMS[model]:
+            if ratio := self.delta_rms[model]:
                 delta = noise(SEED + which, number, block, count, fine=self.fine)
-                delta *= np.float32(DELTA_RMS[model] * scale)
+                delta *= np.float32(ratio * scale)
                 delta += start
                 data = self._stored(delta)
             at = tensors[name]
@@ -200,12 +207,15 @@ class Maker:
             os.close(handle)
 
 
-def ensure(size: str, dtype: str = "bfloat16", *, threads: int | None = None) -> dict[str, Path]:
+def ensure(
+    size: str, dtype: str = "bfloat16", *, spread: str = "near", threads: int | None = None
+) -> dict[str, Path]:
     """Make the models of a size unless they are there; returns the folder of each."""
-    root = models_dir(size, dtype)
+    root = models_dir(size, dtype, spread)
+    delta_rms = DELTA_RMS[spread]
     stamp = root / "complete.json"
-    facts = {"size": size, "dtype": dtype, "seed": SEED, "recipe": RECIPE, "delta_rms": DELTA_RMS}
-    folders = {model: root / model for model in DELTA_RMS}
+    facts = {"size": size, "dtype": dtype, "seed": SEED, "recipe": RECIPE, "delta_rms": delta_rms}
+    folders = {model: root / model for model in delta_rms}
     if stamp.exists() and json.loads(stamp.read_text()) == facts:
         return folders
     shutil.rmtree(root, ignore_errors=True)
@@ -215,7 +225,7 @@ def ensure(size: str, dtype: str = "bfloat16", *, threads: int | None = None) ->
         folder.mkdir(parents=True)
         targets[model] = _lay_out(folder, shape, dtype)
         _write_config(folder, shape, dtype)
-    _fill_all(Maker(targets, shape, dtype), threads or os.cpu_count() or 1)
+    _fill_all(Maker(targets, shape, dtype, delta_rms), threads or os.cpu_count() or 1)
     stamp.write_text(json.dumps(facts))
     return folders
 

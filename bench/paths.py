@@ -14,9 +14,9 @@ def cache_root() -> Path:
     return Path(os.environ.get("SMELT_BENCH_CACHE", REPO / ".work" / "bench")).resolve()
 
 
-def models_dir(size: str, dtype: str = "bfloat16") -> Path:
+def models_dir(size: str, dtype: str = "bfloat16", spread: str = "near") -> Path:
     """Folder of the base and the three fine-tunes of one size."""
-    return cache_root() / "models" / f"{size}-{dtype}"
+    return cache_root() / "models" / f"{size}-{dtype}-{spread}"
 
 
 def peer_dir(name: str) -> Path:

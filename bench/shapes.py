@@ -85,6 +85,7 @@ class Shape:
 #: the sizes `make bench` knows; 1.24b and 3.2b have the shapes of Llama 3.2 1B and 3B
 SIZES: dict[str, Shape] = {
     "tiny": Shape(hidden=64, layers=4, intermediate=160, heads=4, kv_heads=2, vocab=384),
+    "small": Shape(hidden=256, layers=4, intermediate=704, heads=8, kv_heads=4, vocab=4096),
     "0.33b": Shape(hidden=1024, layers=12, intermediate=6144, heads=16, kv_heads=8, vocab=64128),
     "1.24b": Shape(hidden=2048, layers=16, intermediate=8192, heads=32, kv_heads=8, vocab=128256),
     "3.2b": Shape(hidden=3072, layers=28, intermediate=8192, heads=24, kv_heads=8, vocab=128256),
