@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smelt.checkpoint.digest import PIECE, TensorDigest, WriteLog, tensor_digest
+from smelt.checkpoint.hub import find_model
 from smelt.checkpoint.layout import Shard, ShardLayout, plan_shards
 from smelt.checkpoint.reader import Checkpoint, open_checkpoint
 from smelt.checkpoint.sizes import parse_mergekit_size, parse_size, show_bytes
-from smelt.checkpoint.workdir import check_space
+from smelt.checkpoint.workdir import check_space, check_target
 from smelt.checkpoint.writer import CheckpointWriter
+
+if TYPE_CHECKING:
+    from smelt.checkpoint.finite import has_nonfinite, nonfinite_positions
+    from smelt.checkpoint.verify import VerifyReport, verify_directory
 
 __all__ = [
     "PIECE",
@@ -21,6 +26,8 @@ __all__ = [
     "VerifyReport",
     "WriteLog",
     "check_space",
+    "check_target",
+    "find_model",
     "has_nonfinite",
     "nonfinite_positions",
     "open_checkpoint",

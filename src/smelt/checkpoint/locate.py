@@ -56,6 +56,31 @@ def locate(directory: Path, problems: Problems) -> Located | None:
     return located
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether a directory holds weights and lacks none of them."""
+    problems = Problems()
+    return locate(directory, problems) is not None and not problems
+
+
+def choose_weights(names: list[str]) -> list[str]:
+    """Of the files of a repository, by name alone, those that ``locate`` would read.
+
+    >>> choose_weights(["consolidated.safetensors", "model-00001-of-00001.safetensors",
+    ...                 "model.safetensors.index.json", "pytorch_model.bin"])
+    ['model-00001-of-00001.safetensors', 'model.safetensors.index.json']
+    """
+    weights = [
+        name for name in names if Path(name).suffix in WEIGHT_SUFFIXES and not _NOT_WEIGHTS.fullmatch(name)
+    ]
+    chosen = _well_known(names) or _only_choice(names, weights)
+    if chosen is None:
+        return weights
+    shard = _SHARD.fullmatch(chosen)
+    stem = shard["stem"] if shard else chosen.removesuffix(".index.json").rpartition(".")[0]
+    shards = [name for name in weights if (match := _SHARD.fullmatch(name)) and match["stem"] == stem]
+    return [*shards, chosen] if chosen.endswith(".json") else shards if shard else [chosen]
+
+
 def _well_known(names: list[str]) -> str | None:
     """The first conventional name that is there."""
     present = set(names)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from smelt.core.types import TensorMeta, TensorSpec
 CHUNK = 8 * PIECE
 PROVENANCE = "smelt.json"
 
-Agreement = Callable[[Mapping[str, TensorMeta], Mapping[str, Any]], Iterable[Problem]]
+#: tensors and config in, errors and warnings out
+Agreement = Callable[
+    [Mapping[str, TensorMeta], Mapping[str, Any]], tuple[Sequence[Problem], Sequence[Problem]]
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class VerifyReport:
     digests: Mapping[str, str] = field(default_factory=dict)
     compared: int = 0
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,8 +92,10 @@ def verify_directory(
         problems += _check_written(checkpoint, scan.digests, written or {})
         known = digests if digests is not None else _provenance(path, problems)
         problems += _check_digests(found, known, path)
-        problems += agreement(checkpoint.tensors, checkpoint.config) if agreement else ()
-    return _summary(checkpoint, problems, found, len(known), time.perf_counter() - began)
+        wrong, odd = agreement(checkpoint.tensors, checkpoint.config) if agreement else ((), ())
+        problems += wrong
+    report = _summarise(checkpoint, time.perf_counter() - began)
+    return replace(report, digests=found, compared=len(known), problems=tuple(problems), warnings=tuple(odd))
 
 
 def _specs(expected: ShardLayout | Sequence[TensorSpec]) -> Iterable[TensorSpec]:
@@ -130,12 +136,16 @@ class _Scan:
         ]
         self._next = itertools.count()
         self._lock = threading.Lock()
+        self._stopped = False
 
     def run(self, threads: int, allow_nonfinite: bool) -> list[Problem]:
         """Scan with so many threads; what was found."""
         with ThreadPoolExecutor(threads) as pool:
-            for future in [pool.submit(self._work) for _ in range(threads)]:
-                future.result()
+            try:
+                for future in [pool.submit(self._work) for _ in range(threads)]:
+                    future.result()
+            finally:
+                self._stopped = True  # an interrupt must not wait for the rest of the file
         bad = (
             []
             if allow_nonfinite
@@ -147,7 +157,7 @@ class _Scan:
         from smelt.checkpoint.finite import has_nonfinite
 
         buffer = memoryview(bytearray(CHUNK))
-        while (number := next(self._next)) < len(self._chunks):
+        while not self._stopped and (number := next(self._next)) < len(self._chunks):
             meta, start = self._chunks[number]
             view = buffer[: min(CHUNK, meta.nbytes - start)]
             try:
@@ -232,27 +242,18 @@ def _check_digests(found: Mapping[str, str], known: Mapping[str, str], path: Pat
     return problems + [Problem("is not among the recorded outputs", f"tensor {name!r}") for name in unknown]
 
 
-def _summary(
-    checkpoint: Checkpoint,
-    problems: Sequence[Problem],
-    digests: Mapping[str, str],
-    compared: int,
-    seconds: float,
-) -> VerifyReport:
+def _summarise(checkpoint: Checkpoint, seconds: float) -> VerifyReport:
     metas = checkpoint.tensors.values()
     dtypes: dict[str, int] = {}
     for meta in metas:
         dtypes[meta.dtype] = dtypes.get(meta.dtype, 0) + meta.nbytes
     return VerifyReport(
         checkpoint.path,
-        len(checkpoint.tensors),
-        sum(meta.numel for meta in metas),
-        sum(dtypes.values()),
-        len(checkpoint.files),
-        seconds,
-        dtypes,
-        digests,
-        compared,
-        tuple(problems),
-        tuple(checkpoint.notes),
+        tensors=len(checkpoint.tensors),
+        parameters=sum(meta.numel for meta in metas),
+        bytes=sum(dtypes.values()),
+        files=len(checkpoint.files),
+        seconds=seconds,
+        dtypes=dtypes,
+        notes=tuple(checkpoint.notes),
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import shutil
 from pathlib import Path
 
+from smelt.checkpoint.native import exchange
+from smelt.checkpoint.sizes import show_bytes
 from smelt.core.errors import OutputError
 
 _MODEL_FILES = ("config.json", "smelt.json", "model.safetensors", "model.safetensors.index.json")
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -43,8 +43,6 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 def check_space(path: Path, needed: int) -> None:
     """Refuse when the filesystem that holds ``path``, or will, has less than ``needed`` bytes free."""
-    from smelt.checkpoint.sizes import show_bytes
-
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free
@@ -140,7 +138,7 @@ class WorkFolder:
 
     def _swap(self) -> None:
         """Exchange ``out`` and the target in one step where the kernel can, else in two."""
-        if not _exchange(self.out, self.target):
+        if not exchange(self.out, self.target):
             self.target.rename(self._aside)
             self.out.rename(self.target)
 
@@ -168,11 +166,3 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two paths atomically; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0

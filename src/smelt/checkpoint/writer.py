@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from smelt.checkpoint.digest import WriteLog
 from smelt.checkpoint.files import as_bytes, spill
 from smelt.checkpoint.layout import ShardLayout
+from smelt.checkpoint.native import reserve
 from smelt.checkpoint.workdir import WorkFolder, check_space
+from smelt.checkpoint.writeback import Writeback
 from smelt.core.errors import OutputError, Problem, VerificationError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class CheckpointWriter:
         }
         self._work = WorkFolder(self.target, overwrite=overwrite)
         self._fds: list[int] = []
+        self._writeback: Writeback | None = None
         self._verified: VerifyReport | None = None
 
     @property
@@ -55,6 +58,7 @@ class CheckpointWriter:
                 for shard in self.layout.shards:
                     self._fds.append(_create(self.path / shard.file, shard.size))
                     spill(self._fds[-1], memoryview(shard.header), 0)
+            self._writeback = Writeback(self._fds, self.layout.file_bytes)
             index = self.layout.index()
             if index is not None:
                 self.add_json("model.safetensors.index.json", index)
@@ -69,6 +73,8 @@ class CheckpointWriter:
         self._leave()
 
     def _leave(self) -> None:
+        if self._writeback is not None:
+            self._writeback.stop()
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)
@@ -89,11 +95,13 @@ class CheckpointWriter:
         with _disk_errors(self.target):
             spill(self._fds[shard], view, offset + start)
         self.logs[name].add(start, view)
+        if self._writeback is not None:
+            self._writeback.note(len(view))
 
     def start_writeback(self) -> None:
-        """Ask the kernel to begin writing what is dirty, without waiting."""
-        for fd in self._fds:
-            _start_writeback(fd)
+        """Have the kernel write what is dirty now. Happens by itself every 64 MiB of ``write``."""
+        if self._writeback is not None:
+            self._writeback.hint()
 
     def add_bytes(self, name: str, data: bytes) -> None:
         """Add a side file; ``name`` may lie in a subfolder."""
@@ -137,6 +145,8 @@ class CheckpointWriter:
     def commit(self, check: Callable[[Path], object] | None = None) -> None:
         """Sync, verify, and rename into place. ``check`` gets the folder and stands in for ``verify``."""
         self._check_coverage()
+        if self._writeback is not None:
+            self._writeback.stop()
         self._sync()
         if check is not None:
             check(self.path)
@@ -163,24 +173,21 @@ def _sync_file(path: Path) -> None:
 
 def _create(path: Path, size: int) -> int:
     """A new file of ``size`` bytes, its blocks reserved where the filesystem can."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    os.posix_fallocate(fd, 0, size)
+    try:
+        reserve(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
-def _start_writeback(fd: int) -> None:
-    """sync_file_range(WRITE) over the whole file; a hint, so silent where it does not exist."""
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if call is not None:
-        call(fd, ctypes.c_int64(0), ctypes.c_int64(0), 2)
-
-
 @contextlib.contextmanager
-def _disk_errors(target: Path) -> Any:
+def _disk_errors(target: Path) -> Iterator[None]:
     """Turn a full disk, a quota or a broken device into an OutputError."""
     try:
         yield
     except OSError as error:
-        what = f"writing failed ({error.strerror})"
-        raise OutputError(what, where=str(target), fix="free some space or choose another disk") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "free some space or choose another disk" if full else "check the disk"
+        raise OutputError(f"writing failed ({error.strerror})", where=str(target), fix=fix) from error

@@ -1,0 +1,47 @@
+"""Three Linux calls Python does not offer, each with its answer where the system lacks it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+_AT_FDCWD, _RENAME_EXCHANGE, _RANGE_WRITE = -100, 2, 2
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def _call(name: str, *arguments: Any) -> bool:
+    """Call a function of the C library; False where the function or its filesystem does not exist."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        return False
+    while function(*arguments) != 0:
+        code = ctypes.get_errno()
+        if code in _UNSUPPORTED:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
+
+
+def reserve(fd: int, size: int) -> None:
+    """Give a new file its size, with blocks reserved where the filesystem can (the C library's own
+    posix_fallocate would write to every block where it cannot)."""
+    if size == 0 or not _call("fallocate", fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        os.ftruncate(fd, size)
+
+
+def start_writeback(fd: int) -> bool:
+    """Have the kernel begin to write a file's dirty pages; False where it takes no such hint."""
+    try:
+        return _call("sync_file_range", fd, ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_RANGE_WRITE))
+    except OSError:
+        return False  # only a hint: what is wrong with the disk shows in fsync
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    names = os.fsencode(first), os.fsencode(second)
+    return _call("renameat2", _AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE))
