@@ -171,7 +171,9 @@ def classify(error: Any) -> Failure:
     """What an exception of the OpenAI client means for this request and for all others."""
     status = getattr(error, "status_code", None)
     name = type(error).__name__
-    message = " ".join(str(getattr(error, "message", None) or error).split())[:500]
+    body = getattr(error, "body", None)
+    said = body.get("message") if isinstance(body, dict) else None
+    message = " ".join(str(said or getattr(error, "message", None) or error).split())[:500]
     if status is None:  # no answer at all: refused, reset, timed out
         kind = Kind.RETRY if name == "APITimeoutError" else Kind.OUTAGE
         return Failure(kind, name, message)

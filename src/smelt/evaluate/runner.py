@@ -21,7 +21,7 @@ from smelt.evaluate.verdicts import Verdict, parse_verdict, probability_verdict
 
 Order = Literal["A_first", "B_first"]
 ORDERS: tuple[Order, Order] = ("A_first", "B_first")
-FIRST_BACKOFF, LAST_BACKOFF = 0.25, 20.0
+FIRST_BACKOFF, LAST_BACKOFF, LAST_KNOCK = 0.25, 20.0, 3.0  # seconds
 REFUSED_AT_START = 5  # so many refusals and no answer: the request itself is wrong
 
 
@@ -93,6 +93,12 @@ class Progress:
     def left(self) -> int:
         """Judgements that are still missing."""
         return self.total - self.reused - self.done
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain data for a report. (``asdict`` would turn the counter into one of pairs.)"""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "failures": dict(self.failures)
+        }
 
 
 def plan_asks(pairs: Iterable[Pair], judge: Judge) -> list[Ask]:
@@ -215,10 +221,9 @@ class _Run:
             seen_answers = self.answers
             if self.gives_up(ask, result, attempts, counted):
                 return
-            backoff = min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempts, 10)) * jitter.uniform(0.5, 1.0)
             if result.wait is not None:
                 self.not_before = max(self.not_before, monotonic() + result.wait)
-            await self.sleep(max(backoff, result.wait or 0.0))
+            await self.sleep(max(_backoff(result, attempts) * jitter.uniform(0.5, 1.0), result.wait or 0.0))
 
     async def may_send(self) -> bool:
         """Whether the next request may go out: waits for a server that asked for a pause."""
@@ -281,6 +286,12 @@ class _Run:
             self.halted = EvaluationError(what, where=str(self.journal.path), fix=fix)
             self.halt_signal.set()
         self.on_change(self.progress)
+
+
+def _backoff(failure: Failure, attempts: int) -> float:
+    """Seconds to the next attempt: doubling; a server that does not listen at all may be knocked at more often."""
+    longest = LAST_BACKOFF if failure.status else LAST_KNOCK
+    return min(longest, FIRST_BACKOFF * 2 ** min(attempts, 10))
 
 
 def _head(ask: Ask, status: str, attempts: int) -> Record:

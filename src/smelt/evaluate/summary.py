@@ -51,8 +51,8 @@ class ComparisonReport:
     def as_json(self) -> Json:
         """Plain data: what ``.report.json`` holds."""
 
-        def keyed(found: Mapping[Names, Any]) -> list[Json]:
-            return [{"a": names[0], "b": names[1], "result": _plain(value)} for names, value in found.items()]
+        def keyed(found: Mapping[Names, Any], what: str) -> list[Json]:
+            return [{"a": names[0], "b": names[1], what: _plain(value)} for names, value in found.items()]
 
         return {
             "kind": "comparison",
@@ -62,12 +62,12 @@ class ComparisonReport:
                 {"settings": settings, "judge_bench": self.benches.get(name)}
                 for name, settings in self.settings.items()
             ],
-            "comparisons": keyed(self.comparisons),
-            "panels": keyed(self.panels),
-            "exact": keyed(self.exact),
+            "comparisons": keyed(self.comparisons, "by_judge"),
+            "panels": keyed(self.panels, "panel"),
+            "exact": keyed(self.exact, "result"),
             "ratings": _plain(self.ratings),
             "statistics": self.statistics,
-            "run": asdict(self.progress),
+            "run": self.progress.as_row(),
         }
 
 
@@ -197,7 +197,7 @@ def bench_report(plan: Plan, results: Results, data: str, split: str | None) -> 
         "settings": same_settings(judge) | {"endpoint": plan.endpoint.url},
         "result": result,
         "statistics": {"draws": plan.draws, "seed": plan.seed, "level": 0.95},
-        "run": asdict(results.progress),
+        "run": results.progress.as_row(),
     }
 
 
