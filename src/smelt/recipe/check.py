@@ -206,7 +206,7 @@ def _check_required(
         else "0.5"
     )
     if not param.per_model:
-        if name not in context.reported:
+        if name not in context.reported and not _misplaced(cursor, name):
             context.reported.add(name)
             cursor.error(
                 f"{method} needs {name!r}",
@@ -230,6 +230,12 @@ def _check_required(
                 param.expected(),
                 f"list it under models with its own {name!r}, or remove base_model",
             )
+
+
+def _misplaced(cursor: Cursor, name: str) -> bool:
+    """Whether a global parameter stands under a model, which is an error of its own."""
+    items = [item.child("parameters") for item in cursor.items() if isinstance(item.raw, Mapping)]
+    return any(item.has(name) for item in items)
 
 
 def advise(cursor: Cursor, context: Context, recipe: Recipe) -> None:

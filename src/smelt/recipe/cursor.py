@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smelt.core.errors import Problem
+from smelt.core.errors import Problem, did_you_mean
 from smelt.recipe.document import Document, YamlPath
 
 
@@ -43,8 +43,8 @@ class Cursor:
 
     @property
     def key(self) -> str:
-        """The last step of the path, as text."""
-        return str(self.path[-1]) if self.path else ""
+        """The name of the value: the last step of the path that is a word."""
+        return next((step for step in reversed(self.path) if isinstance(step, str)), "")
 
     @property
     def spelled(self) -> str | None:
@@ -53,7 +53,7 @@ class Cursor:
 
     def shown(self) -> str:
         """The value for messages, as the user wrote it, shortened."""
-        text = self.spelled if self.spelled is not None else describe(self.raw)
+        text = self.spelled or describe(self.raw)
         return text if len(text) <= 60 else text[:57] + "..."
 
     @property
@@ -74,6 +74,19 @@ class Cursor:
     def warn(self, what: str, expected: str = "", fix: str = "") -> None:
         """Collect a warning at this place."""
         self.findings.warnings.append(Problem(what, self.where, expected, fix))
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Like did_you_mean; also finds a known word that starts with the given one, or the other way round.
+
+    >>> nearest("base", ["base_model", "models"])
+    "did you mean 'base_model'?"
+    """
+    advice = did_you_mean(word, known)
+    if advice.startswith("did you mean") or len(word) < 3:
+        return advice
+    near = [name for name in known if name.startswith(word) or word.startswith(name)]
+    return f"did you mean {near[0]!r}?" if len(near) == 1 else advice
 
 
 def describe(raw: object) -> str:

@@ -269,6 +269,7 @@ _ADVICE = (
     ),
     ("could not find expected ':'", "write `key: value`"),
     ("expected <block end>", "check the indentation of this line"),
+    ("'<stream end>'", "close the bracket or quote that is open"),
     ("'@'", "quote a value that starts with @"),
     ("'`'", "quote a value that starts with `"),
     ("'%'", "quote a value that starts with %"),

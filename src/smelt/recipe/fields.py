@@ -6,8 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from smelt.core.errors import did_you_mean
-from smelt.recipe.cursor import Cursor
+from smelt.recipe.cursor import Cursor, nearest
 from smelt.recipe.reference import locate
 from smelt.recipe.setting import read_number
 from smelt.recipe.settings import Vocabulary, unknown_parameter_fix
@@ -80,11 +79,11 @@ def _key_fix(cursor: Cursor, key: str, known: Collection[str], words: Vocabulary
         if "parameters" in cursor.raw and cursor.raw["parameters"] is None:
             return f"indent {key!r} so that it stands under `parameters:`"
         return f"it is a parameter: write `parameters: {{{key}: {value}}}`"
-    near = did_you_mean(key, list(known))
-    if near.startswith("did you mean"):
-        return near
     if key in _HOMES:
         return f"it belongs {_HOMES[key]}"
+    near = nearest(key, list(known))
+    if near.startswith("did you mean"):
+        return near
     if parameters and words.names:
         fix = unknown_parameter_fix(key, words)
         if fix.startswith("did you mean"):
@@ -107,16 +106,16 @@ def read_text(cursor: Cursor, what: str) -> str | None:
 
 
 def read_whole(cursor: Cursor, low: int, high: int | None = None) -> int | None:
-    """A whole number of at least ``low`` and below ``high``; numeric text counts."""
+    """A whole number from ``low`` to ``high``; numeric text counts."""
     raw: Any = cursor.raw
     advice = ""
     if isinstance(raw, str):
         raw, advice = read_number(raw)
     whole = isinstance(raw, int | float) and not isinstance(raw, bool) and raw == raw // 1
-    if whole and raw >= low and (high is None or raw < high):
+    if whole and raw >= low and (high is None or raw <= high):
         return int(raw)
-    below = f" below {high}" if high is not None else ""
-    cursor.error(f"{cursor.key} is {cursor.shown()}", f"a whole number of at least {low}{below}", advice)
+    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+    cursor.error(f"{cursor.key} is {cursor.shown()}", f"a whole number {bounds}", advice)
     return None
 
 
@@ -133,11 +132,7 @@ def read_dtype(cursor: Cursor) -> str | None:
     text = cursor.raw
     name = _SPELLINGS.get(text.lower().removeprefix("torch.")) if isinstance(text, str) else None
     if name is None:
-        fix = (
-            did_you_mean(text.lower().removeprefix("torch."), list(_SPELLINGS))
-            if isinstance(text, str)
-            else ""
-        )
+        fix = nearest(text.lower().removeprefix("torch."), list(_SPELLINGS)) if isinstance(text, str) else ""
         fix = fix if fix.startswith("did you mean") else ""
         cursor.error(f"unknown dtype {cursor.shown()}", "one of " + ", ".join(DTYPES), fix)
     return name
@@ -161,7 +156,7 @@ def read_chat_template(cursor: Cursor) -> str | None:
         )
     else:
         known = ["auto", *CHAT_TEMPLATES]
-        near = did_you_mean(re.sub(r"[^a-z0-9]", "", text.lower()), known)
+        near = nearest(re.sub(r"[^a-z0-9]", "", text.lower()), known)
         cursor.error(
             f"chat_template {cursor.shown()} is no template and no file",
             "auto, a name, Jinja text or a file",

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smelt.core.errors import did_you_mean
 from smelt.core.method import MethodSpec
 from smelt.recipe import check, fields
-from smelt.recipe.cursor import Cursor
+from smelt.recipe.cursor import Cursor, nearest
 from smelt.recipe.model import Entry, Module, Node, Recipe, Slice, Source
 from smelt.recipe.model_reader import read_reference, read_text_reference
 from smelt.recipe.reference import ModelRef, find_on_disk, is_recipe_name, locate
@@ -76,7 +75,7 @@ def _read_method(cursor: Cursor, scope: Scope) -> MethodSpec | None:
     if name is None or name in scope.methods:
         return scope.methods[name] if name else None
     cursor.child("merge_method").error(
-        f"unknown merge method {name!r}", fix=did_you_mean(name, list(scope.methods))
+        f"unknown merge method {name!r}", fix=nearest(name, list(scope.methods))
     )
     return None
 
@@ -88,7 +87,7 @@ def _read_form(
     present = [form for form in forms if cursor.has(form)]
     listed = ", ".join(forms[:-1]) + f" and {forms[-1]}"
     if not present:
-        cursor.error(f"{forms[0]} is missing", f"exactly one of {listed}")
+        cursor.error(f"none of {listed} is there", "exactly one of them")
     for extra in present[1:]:
         cursor.child(extra).error(f"{present[0]} and {extra} stand side by side", f"exactly one of {listed}")
     readers = {"models": read_entries, "slices": read_slices, "modules": read_modules}
@@ -101,7 +100,7 @@ def _read_plain_fields(cursor: Cursor) -> dict[str, Any]:
         "name": lambda at: fields.read_text(at, "a name"),
         "dtype": fields.read_dtype,
         "out_dtype": fields.read_dtype,
-        "seed": lambda at: fields.read_whole(at, 0, 2**64),
+        "seed": lambda at: fields.read_whole(at, 0, 2**64 - 1),
         "tokenizer_source": read_tokenizer_source,
         "tokenizer": read_tokenizer,
         "chat_template": fields.read_chat_template,
@@ -129,7 +128,7 @@ def _read_entry(cursor: Cursor, scope: Scope, context: check.Context) -> Entry |
         settings = replace(cursor, raw=cursor.raw.parameters, path=(*cursor.path, "parameters"))
         return Entry(model=cursor.raw.model, parameters=read_parameters(settings, context.words, "model"))
     if isinstance(cursor.raw, str):
-        cursor.error(f"a model stands here as {cursor.shown()}", fix=f"write `- model: {cursor.raw}`")
+        cursor.error(f"the item is {cursor.shown()}", "{model, parameters}", f"write `- model: {cursor.raw}`")
         return None
     if not fields.read_mapping(cursor, "{model, parameters}"):
         return None

@@ -21,8 +21,9 @@ Schema = dict[str, Any]
 
 _NUMERIC_TEXT: Schema = {
     "type": "string",
-    "pattern": r"^\s*[-+]?((0|[1-9][0-9]*)\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$",
+    "pattern": r"^\s*[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$",
 }
+_TEXT: Schema = {"type": ["string", "number"], "minLength": 1}  # a folder or revision may look like a number
 _NODE: Schema = {"$ref": "#/$defs/model"}
 _PARAMETERS: Schema = {"$ref": "#/$defs/parameters"}
 
@@ -142,8 +143,7 @@ def _reference() -> Schema:
         "properties": {"model": path, "lora": _or_null(lora), "override_architecture": override},
     }
     text = {
-        "type": "string",
-        "minLength": 1,
+        **_TEXT,
         "description": "PATH[@REV][+LORA[@REV]], or the path of a recipe ending in .yml or .yaml.",
     }
     return {"anyOf": [text, _path()["anyOf"][1], long]}
@@ -151,8 +151,7 @@ def _reference() -> Schema:
 
 def _path() -> Schema:
     """A path taken literally: text or {path, revision}."""
-    text = {"type": "string", "minLength": 1}
-    return {"anyOf": [text, _object(ModelPath, {"path": text, "revision": text}, ["path"])]}
+    return {"anyOf": [_TEXT, _object(ModelPath, {"path": _TEXT, "revision": _TEXT}, ["path"])]}
 
 
 def _layer_range() -> Schema:
@@ -247,7 +246,7 @@ def _of_a_model(spec: MethodSpec) -> Schema:
 
 
 def _of_all(spec: MethodSpec) -> Schema:
-    """The ``parameters:`` block of a slice, module or recipe: all parameters, those of a model by reference."""
+    """The ``parameters:`` block of a slice, module or recipe: those of a model by reference."""
     here = f"#/$defs/{spec.name}.of_a_model/properties/"
     return _block(
         spec,

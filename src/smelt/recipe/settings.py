@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from smelt.core.errors import RecipeError, did_you_mean
+from smelt.core.errors import RecipeError
 from smelt.core.method import MethodSpec, Param
-from smelt.recipe.cursor import Cursor, Findings, describe
+from smelt.recipe.cursor import Cursor, Findings, describe, nearest
 from smelt.recipe.document import Document
 from smelt.recipe.setting import LARGEST, Rule, Scalar, Setting, passes, read_number
 
@@ -90,7 +90,7 @@ def unknown_parameter_fix(name: str, words: Vocabulary) -> str:
     """Advice for a parameter the method lacks."""
     if not words.names:
         return "remove it: this method has no parameters"
-    fix = did_you_mean(name, words.names)
+    fix = nearest(name, words.names)
     owners = words.owners(name)
     if owners and not fix.startswith("did you mean"):
         others = ", ".join(owners[:4]) + (" and others" if len(owners) > 4 else "")
@@ -154,7 +154,7 @@ def _read_rule(cursor: Cursor, param: Param | None) -> Rule | None:
     before = len(cursor.findings.errors)
     for key in cursor.raw:
         if key not in ("value", "filter"):
-            cursor.child(key).error(f"unknown key {key!r}", fix=did_you_mean(str(key), ["value", "filter"]))
+            cursor.child(key).error(f"unknown key {key!r}", fix=nearest(str(key), ["value", "filter"]))
     pattern = _read_filter(cursor.child("filter")) if cursor.has("filter") else None
     values: tuple[Scalar, ...] | None = None
     if not cursor.has("value"):
@@ -199,7 +199,7 @@ def read_value(cursor: Cursor, param: Param | None) -> Scalar | None:
     if value is None:
         return None
     if param is not None and not param.accepts(value):
-        fix = did_you_mean(value, param.choices) if param.kind == "choice" and isinstance(value, str) else ""
+        fix = nearest(value, param.choices) if param.kind == "choice" and isinstance(value, str) else ""
         cursor.error(f"{param.name} is {cursor.shown()}", param.expected(), fix)
         return None
     return bool(value) if param is not None and param.kind == "bool" else value
@@ -269,7 +269,7 @@ def _label(cursor: Cursor, param: Param | None) -> str:
     """What to call the value in a message."""
     if param is not None:
         return param.name
-    return next((step for step in reversed(cursor.path) if isinstance(step, str)), "the value")
+    return cursor.key or "the value"
 
 
 def _is_trap(cursor: Cursor) -> bool:
