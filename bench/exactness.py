@@ -145,8 +145,8 @@ INTRO = f"""# Exactness
 
 Made by `python -m bench.exactness`; nothing on this page is typed by hand. Small bf16 Llama-shaped models
 ({{parameters:,}} parameters), "near" fine-tunes (deltas of 1e-3 to 1e-2 of the weights) and "far" ones
-(0.4 to 1). The reference is the method's formula in float64, from the same bf16 inputs, rounded once to bf16 straight
-from float64. At least {SHARE:.2%} of the elements must be equal.
+(0.4 to 1). The reference is the method's formula in float64, from the same bf16 inputs, rounded once to bf16
+straight from float64. At least {SHARE:.2%} of the elements must be equal.
 """
 
 

@@ -133,12 +133,22 @@ def _random(method: str) -> Exact:
 
 
 SCHEDULED = (
-    "linear, .5 .3 .2", "slerp, t = .4", "nuslerp", "nuslerp, columns", "multislerp", "karcher", "model_stock",
-    "model_stock, rows", "passthrough, scale .7", "task_arithmetic", "ties, densities .2 .9 .5", "ties, rescale",
-)  # fmt: skip
+    "linear, .5 .3 .2",
+    "slerp, t = .4",
+    "nuslerp",
+    "nuslerp, columns",
+    "multislerp",
+    "karcher",
+    "model_stock",
+    "model_stock, rows",
+    "passthrough, scale .7",
+    "task_arithmetic",
+    "ties, densities .2 .9 .5",
+    "ties, rescale",
+)
 
 
 def schedule_cases() -> list[Exact]:
-    """At least one recipe a method, random ones included, for the byte comparisons (they need no reference)."""
+    """At least one recipe a method, random ones included, for the byte comparisons (no reference needed)."""
     chosen = [case for case in all_cases() if case.name in SCHEDULED]
     return [*chosen, _random("dare_linear"), _random("dare_ties")]

@@ -72,7 +72,7 @@ def multislerp(
     units = [x / (norm + eps) for x, norm in zip(models, norms, strict=True)]
     mean = sum((w * u for w, u in zip(shares, units, strict=True)), np.zeros_like(models[0]))
     length = float(np.linalg.norm(mean))
-    if length < eps and len(models) == 2:
+    if length < eps:  # no direction: opposite models, or none that differs from the base
         return sum((w * x for w, x in zip(shares, models, strict=True)), np.zeros_like(models[0]))
     mean = mean / length
     tangents = (w * (u - float(np.sum(u * mean)) * mean) for w, u in zip(shares, units, strict=True))
