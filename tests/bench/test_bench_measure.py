@@ -66,8 +66,8 @@ def result() -> dict[str, Any]:
     facts = {"cpu": "a chip", "cores": 2, "memory_gb": 24, "kernel": "6", "python": "3.11", "gpu": "",
              "versions": {"smelt": "0.1"}, "commit": "abc", "date": "today"}  # fmt: skip
     return {
-        "size": "1.24b", "parameters": 1_235_814_400, "run_id": "r", "device": "cpu", "threads": 2, "repeat": 3,
-        "facts": facts, "peers": {"mergekit": "mergekit 0.1.5"}, "rows": [row],
+        "size": "1.24b", "parameters": 1_235_814_400, "run_id": "r", "device": "cpu", "threads": 2,
+        "repeat": 3, "facts": facts, "peers": {"mergekit": "mergekit 0.1.5"}, "rows": [row],
         "startup": [{"what": "`smelt --version`", "seconds": 0.2, "limit": None},
                     {"what": "`smelt --help`", "seconds": 0.5, "limit": 0.3}],
         "scaling": [{"method": "ties", "threads": 1, "walls": [8.0, 9.0]}],

@@ -32,8 +32,8 @@ def test_cases_are_many_named_once_and_explained() -> None:
     assert all(case.why for case in cases if case.kind == "defect")
     methods = {case.recipe["merge_method"] for case in cases}
     assert methods >= {
-        "linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "passthrough", "task_arithmetic",
-        "ties", "dare_linear", "dare_ties",
+        "linear", "slerp", "nuslerp", "multislerp", "karcher", "model_stock", "passthrough",
+        "task_arithmetic", "ties", "dare_linear", "dare_ties",
     }  # fmt: skip
 
 
@@ -54,7 +54,6 @@ def test_other_names_shapes_dtypes_and_configs_are_differences(tmp_path: Path) -
     flat = _model(tmp_path / "c", {**VALUES, "w": VALUES["w"].reshape(4, 3)})
     half = _model(tmp_path / "d", {name: value.astype(np.float16) for name, value in VALUES.items()})
     other = _model(tmp_path / "e", VALUES, vocab_size=4)
-    named = _model(tmp_path / "f", VALUES, dtype=None, torch_dtype="float32")
     said = [_judge(case, left, right).found for right in (less, flat, half, other)]
     assert (
         said[0] == "v only in one"
@@ -62,8 +61,6 @@ def test_other_names_shapes_dtypes_and_configs_are_differences(tmp_path: Path) -
         and "F16" in said[2]
         and "vocab_size: 3 and 4" in said[3]
     )
-    assert not _judge(case, left, named).agrees
-    del named
 
 
 def test_refusals_count_only_when_smelt_refuses_on_purpose(tmp_path: Path) -> None:
