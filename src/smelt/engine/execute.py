@@ -30,7 +30,7 @@ SMALL_MERGE = 1 << 21
 SHARED = 1 << 25
 
 Sink = Callable[[str, int, Any], None]
-Progress = Callable[[int], None]
+Progress = Callable[[int, int], None]  # bytes, tensors done since the last call
 
 
 def choose_backend(jobs: Mapping[str, Job], device: str) -> Backend:
@@ -56,7 +56,7 @@ class Executor:
     ) -> None:  # fmt: skip
         self.jobs, self.sink, self.backend, self.block = jobs, sink, backend, max(block // GRAIN, 1) * GRAIN
         self.threads, self.allow_nonfinite = max(threads, 1), allow_nonfinite
-        self.progress = progress or (lambda size: None)
+        self.progress = progress or (lambda size, tensors: None)
         self.digests: dict[tuple[str, str], TensorDigest] = {}
         self._claims: dict[int, TensorDigest] = {}
         self._lock = threading.Lock()
@@ -111,7 +111,7 @@ class Executor:
 
     def _run_group(self, group: Sequence[Job], crew: Crew) -> None:
         merges = [job for job in group if job.kind == "merge"]
-        runs = {job.spec.name: self._build(job) for job in merges}
+        runs = {job.spec.name: self.build(job) for job in merges}
         _agree_on_patterns(group, list(runs.values()))
         for level in _levels(list(runs.values())):
             measure_all(level, crew)
@@ -123,8 +123,10 @@ class Executor:
                     self._combine(job, runs[job.spec.name], crew)
             except SmeltError as error:
                 raise add_context(error, f"output tensor {job.spec.name!r}") from None
+            self.progress(0, 1)
 
-    def _build(self, job: Job, acc: np.dtype | None = None) -> TensorRun:
+    def build(self, job: Job, acc: np.dtype | None = None) -> TensorRun:
+        """The run of a job, with the runs nested in it."""
         if acc is None:
             acc = accumulation({part.meta.dtype for part in job.files()} | {job.spec.dtype})
             nested_dtype = job.spec.dtype
@@ -141,7 +143,7 @@ class Executor:
     def _feed(self, part: Part, acc: np.dtype) -> Feed:
         if isinstance(part, FilePart):
             return FileFeed(part.checkpoint, part.meta)
-        return NestedFeed(self._build(part, acc)) if part.kind == "merge" else self._feed(part.models[0], acc)
+        return NestedFeed(self.build(part, acc)) if part.kind == "merge" else self._feed(part.models[0], acc)
 
     def _combine(self, job: Job, run: TensorRun, crew: Crew) -> None:
         item = ITEMSIZE[job.spec.dtype]
@@ -150,7 +152,7 @@ class Executor:
 
         def work(start: int, size: int, scratch: Scratch) -> None:
             self.sink(job.spec.name, start * item, run.combine(start, size, scratch, "out"))
-            self.progress(size * item)
+            self.progress(size * item, 0)
 
         if job.spec.numel:
             assert run.program  # traced once, before threads share it
@@ -172,7 +174,7 @@ class Executor:
             if check and self.backend.nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta.dtype):
                 refuse_nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta, start // ITEMSIZE[part.meta.dtype])
             self.sink(job.spec.name, start, buffer)
-            self.progress(length)
+            self.progress(length, 0)
 
         if part.meta.nbytes:
             crew.of_bytes().each_block(part.meta.nbytes, work)

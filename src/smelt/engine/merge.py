@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smelt.checkpoint import CheckpointWriter
+from smelt.checkpoint import CheckpointWriter, TensorDigest
 from smelt.engine.execute import Executor, choose_backend
 from smelt.engine.plan import Plan, Settings, plan_merge
-from smelt.engine.provenance import PROVENANCE, record
+from smelt.engine.provenance import PROVENANCE, RerunReport, compare_records, read_record, record
 
-Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+Progress = Callable[[str, int, int, int], None]  # stage, bytes done, bytes in all, tensors done
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class MergeReport:
 def run_merge(plan: Plan, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> MergeReport:
     """Carry a plan out. The target appears complete and verified, or not at all."""
     began = time.perf_counter()
-    settings, tell = plan.settings, progress or (lambda stage, done, total: None)
+    settings, tell = plan.settings, progress or (lambda stage, done, total, tensors: None)
     with CheckpointWriter(target, plan.layout, overwrite=overwrite) as writer:
         _side_files(plan, writer)
         executor = Executor(
@@ -53,7 +53,7 @@ def run_merge(plan: Plan, target: str | Path, *, overwrite: bool = False, progre
         )  # fmt: skip
         verified = time.perf_counter()
         writer.add_json(PROVENANCE, record(plan, executor.digests, report.digests))
-        tell("sync", 0, 1)
+        tell("sync", 0, 1, 0)
         writer.commit()
     return MergeReport(
         Path(target), len(plan.jobs), sum(job.spec.numel for job in plan.jobs.values()), plan.bytes_in,
@@ -81,19 +81,43 @@ def _side_files(plan: Plan, writer: CheckpointWriter) -> None:
         writer.add_file(source, name)
 
 
-def _counter(stage: str, total: int, tell: Progress) -> Callable[[int], None]:
-    """Adds up bytes from any thread."""
+def _counter(stage: str, total: int, tell: Progress) -> Callable[..., None]:
+    """Adds up bytes and tensors from any thread."""
     from threading import Lock
 
-    lock, done = Lock(), 0
+    lock, done, finished = Lock(), 0, 0
 
-    def add(size: int) -> None:
-        nonlocal done
+    def add(size: int, tensors: int = 0) -> None:
+        nonlocal done, finished
         with lock:
             done += size
-            tell(stage, done, total)
+            finished += tensors
+            tell(stage, done, total, finished)
 
     return add
+
+
+def rerun(directory: str | Path, settings: Settings | None = None, progress: Progress | None = None) -> RerunReport:
+    """Make a finished merge again from its provenance, in memory, and compare every fingerprint."""
+    past = read_record(Path(directory))
+    chosen = replace(
+        settings or Settings(), seed=past["settings"]["seed"], missing=past["settings"]["missing"],
+        allow_nonfinite=past["settings"]["allow_nonfinite"], shard_size=past["settings"]["shard_size"],
+    )  # fmt: skip
+    plan = plan_merge(past["recipe"], chosen)
+    try:
+        found = {name: TensorDigest(job.spec.nbytes) for name, job in plan.jobs.items()}
+        executor = Executor(
+            plan.jobs, lambda name, start, data: found[name].add(start, data), threads=chosen.threads,
+            block=chosen.block, backend=choose_backend(plan.jobs, chosen.device),
+            allow_nonfinite=chosen.allow_nonfinite,
+            progress=_counter("merge", plan.layout.data_bytes, progress or (lambda *_: None)),
+        )  # fmt: skip
+        executor.run()
+        fresh = record(plan, executor.digests, {name: digest.hexdigest() for name, digest in found.items()})
+    finally:
+        plan.close()
+    return compare_records(Path(directory), past, fresh)
 
 
 def with_settings(settings: Settings, **changes: Any) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ class Plan:
     def methods(self) -> Counter[str]:
         """How many tensors each method makes."""
         return Counter(job.method for job in self.jobs.values())
+
+    @property
+    def passes(self) -> str:
+        """How often the inputs are read."""
+        measured = any(job.kind == "merge" and REGISTRY[job.method].measure for job in self.jobs.values())
+        return "two passes or a little more" if measured else "one pass"
 
     def unused(self) -> dict[str, list[str]]:
         """Tensors of each opened model that no job reads."""
@@ -146,12 +152,18 @@ def _check_conservation(plan: Plan) -> None:
 
 
 def _check_memory(plan: Plan) -> None:
+    """Shrink blocks until the plan fits --max-ram; refuse when the smallest do not."""
     limit = plan.settings.max_ram
-    if limit is not None and plan.peak_memory() > limit:
+    if limit is None:
+        return
+    while plan.peak_memory() > limit and plan.settings.block > GRAIN:
+        plan.settings = replace(plan.settings, block=max(plan.settings.block // 2 // GRAIN * GRAIN, GRAIN))
+    if plan.peak_memory() > limit:
         from smelt.checkpoint import show_bytes
 
+        needed = show_bytes(plan.peak_memory())
         plan.close()
         raise PlanError(
-            f"the merge needs about {show_bytes(plan.peak_memory())} of memory", where="--max-ram",
-            expected=f"at most {show_bytes(limit)}", fix="use fewer --threads or a smaller --block-size",
+            f"the merge needs about {needed} of memory", where="--max-ram",
+            expected=f"at most {show_bytes(limit)}", fix="use fewer --threads",
         )  # fmt: skip

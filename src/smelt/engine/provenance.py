@@ -5,11 +5,15 @@ The record depends on recipe and inputs alone, so the same merge writes the same
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from smelt._version import __version__
 from smelt.checkpoint import TensorDigest
+from smelt.core.errors import CheckpointError, Problem
 from smelt.engine.plan import Plan
 
 PROVENANCE = "smelt.json"
@@ -42,3 +46,53 @@ def _inputs(plan: Plan, digests: Mapping[tuple[str, str], TensorDigest]) -> dict
         keys = ((name, digests.get((str(part.meta.file), name))) for name, part in member.parts.items())
         found[member.label] = {name: digest.hexdigest() for name, digest in keys if digest is not None and digest.complete}
     return found
+
+
+@dataclass(frozen=True)
+class RerunReport:
+    """How a merge made again compares with the recorded one."""
+
+    path: Path
+    tensors: int
+    same: int
+    changed_inputs: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    versions: tuple[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output tensor came out the same."""
+        return not self.problems
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The provenance of a finished merge."""
+    path = directory / PROVENANCE
+    try:
+        past = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError("has no smelt.json", where=str(directory), expected="a directory made by smelt merge") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path)) from None
+    lacking = {"recipe", "settings", "inputs", "outputs"} - (past.keys() if isinstance(past, dict) else set())
+    if lacking:
+        raise CheckpointError(f"lacks {', '.join(sorted(lacking))}", where=str(path), expected="a record written by smelt merge")
+    return past
+
+
+def compare_records(path: Path, past: Mapping[str, Any], fresh: Mapping[str, Any]) -> RerunReport:
+    """Every output tensor that came out otherwise, and every input that is no longer the same."""
+    old, new = past["outputs"], fresh["outputs"]
+    problems = [
+        Problem("came out differently" if name in new and name in old else "is in only one of the two runs", f"tensor {name!r}")
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    changed = [
+        f"{model}: {name}"
+        for model, tensors in past["inputs"].items()
+        for name, digest in tensors.items()
+        if fresh["inputs"].get(model, {}).get(name) != digest
+    ]
+    same = sum(old.get(name) == digest for name, digest in new.items())
+    return RerunReport(path, len(new), same, tuple(changed), tuple(problems), (past.get("smelt", "?"), fresh["smelt"]))
