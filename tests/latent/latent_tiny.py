@@ -43,8 +43,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": {**USUAL, **MOE, **NO_GQA},
     "gpt_neox": {**USUAL, "hidden_dropout": 0.0, "attention_dropout": 0.0},
     "persimmon": {**USUAL, **NO_GQA},
-    "stablelm": {**USUAL},
-    "phi": {**USUAL},
+    "deepseek_v3": {**USUAL, **NO_GQA, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+                    "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 24, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "jamba": {**USUAL, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "num_experts": 2,
+              "use_mamba_kernels": False},
+    "gemma3n_text": {**USUAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB,
+                     "num_kv_shared_layers": 0, "laurel_rank": 8, "altup_num_inputs": 2,
+                     "layer_types": ["sliding_attention", "full_attention"] * 2,
+                     "activation_sparsity_pattern": [0.0] * 4, "intermediate_size": [48] * 4},
 }  # fmt: skip
 
 
@@ -55,8 +62,7 @@ def tiny_config(model_type: str, **over: Any) -> Any:
 
 def tiny_causal(model_type: str = "llama", seed: int = 0, std: float = 0.12, **over: Any) -> Any:
     """A causal language model with random weights wide enough that logits differ clearly between seeds."""
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **over), attn_implementation="sdpa"
-                                             if model_type not in ("mpt",) else "eager").eval()  # fmt: skip
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **over)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

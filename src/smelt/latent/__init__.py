@@ -29,18 +29,24 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from smelt.latent.config import LatentMergedConfig
+from smelt.latent.ensemble import EnsembleConfig, EnsembleForCausalLM, LogitMix
 from smelt.latent.modeling import LatentMergedForCausalLM
 from smelt.latent.recipe import LatentRecipe, ModelRef, Settings, Site, Steer
 from smelt.latent.schedule import Gate, Schedule
 
 AutoConfig.register("latent_merged", LatentMergedConfig, exist_ok=True)
 AutoModelForCausalLM.register(LatentMergedConfig, LatentMergedForCausalLM, exist_ok=True)
+AutoConfig.register("latent_ensemble", EnsembleConfig, exist_ok=True)
+AutoModelForCausalLM.register(EnsembleConfig, EnsembleForCausalLM, exist_ok=True)
 
 __all__ = [
+    "EnsembleConfig",
+    "EnsembleForCausalLM",
     "Gate",
     "LatentMergedConfig",
     "LatentMergedForCausalLM",
     "LatentRecipe",
+    "LogitMix",
     "ModelRef",
     "Schedule",
     "Settings",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from smelt.core.errors import LatentError
 
@@ -18,11 +20,12 @@ STATEFUL_LAYERS = ("linear", "mamba", "conv", "recurrent", "rwkv", "ssm", "hybri
 class Decoder:
     """One tower: the module that owns the layers, the layers, and the token embedding."""
 
-    model: nn.Module
-    shell: nn.Module
+    model: Any
+    shell: Any
     layers_name: str
-    embed: nn.Module
+    embed: Any
     config: Any
+    entry: tuple[Any, str]
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -37,7 +40,7 @@ class Decoder:
     @property
     def width(self) -> int:
         """Size of the hidden state between layers."""
-        return int(getattr(self.config, "hidden_size", None) or self.embed.weight.shape[-1])  # type: ignore[union-attr]
+        return int(getattr(self.config, "hidden_size", None) or self.embed.weight.shape[-1])
 
     @property
     def name(self) -> str:
@@ -45,7 +48,7 @@ class Decoder:
         return getattr(self.config, "_name_or_path", "") or type(self.model).__name__
 
 
-def find_decoder(model: nn.Module, role: str) -> Decoder:
+def find_decoder(model: Any, role: str) -> Decoder:
     """The tower inside a model, or a LatentError with the reason.
 
     ``role`` ("base", "donor 0") is only for the message.
@@ -58,10 +61,23 @@ def find_decoder(model: nn.Module, role: str) -> Decoder:
     refuse_unsuitable(model, config, role)
     path, layers = _layer_list(model, config, role)
     parent, _, name = path.rpartition(".")
-    embed = model.get_input_embeddings()  # type: ignore[operator]
+    embed = model.get_input_embeddings()
     if embed is None:
         raise LatentError(f"{type(model).__name__} has no token embedding", where=role)
-    return Decoder(model, model.get_submodule(parent) if parent else model, name, embed, config)
+    return Decoder(model, model.get_submodule(parent), name, embed, config, _entry(model, parent, role))
+
+
+def _entry(model: Any, parent: str, role: str) -> tuple[Any, str]:
+    """The innermost module around the layers that takes token ids, and the path from it to their owner."""
+    path = parent
+    while True:
+        module = model.get_submodule(path)
+        if "input_ids" in inspect.signature(type(module).forward).parameters:
+            return module, parent[len(path) :].lstrip(".")
+        if not path:
+            break
+        path = path.rpartition(".")[0]
+    raise LatentError(f"no part of {type(model).__name__} takes token ids", where=role)
 
 
 def refuse_unsuitable(model: nn.Module, config: Any, role: str) -> None:
@@ -145,6 +161,12 @@ def replace_state(
     return args, {**kwargs, "hidden_states": state}
 
 
-def swap(value: Any, old: Any, new: Any) -> Any:
-    """``new`` where a call passes ``old`` (the cache), anything else untouched."""
-    return new if old is not None and value is old else value
+def swap(value: Any, old: Cache | None, new: Cache | None) -> Any:
+    """``new`` where a call passes the cache ``old``, anything else untouched.
+
+    Without a cache of ours, one that the base made for itself (some families do even with ``use_cache=False``)
+    must not be shared with a donor.
+    """
+    if old is None:
+        return None if isinstance(value, Cache) else value
+    return new if value is old else value

@@ -47,8 +47,9 @@ def new_cache(config: Any) -> Cache:
 
 
 def length(view: Cache, layer: int = 0) -> int | torch.Tensor:
-    """Tokens seen by one layer: an int, or a tensor for static caches (no host sync)."""
-    return view.get_seq_length(layer)
+    """Tokens seen so far by one layer: an int, or for static caches a tensor (a copy: theirs counts on in place)."""
+    seen = view.get_seq_length(layer)
+    return seen.clone() if isinstance(seen, torch.Tensor) else seen
 
 
 def check_in_step(base: Cache, donor: Cache, first: int, which: int) -> None:

@@ -27,7 +27,7 @@ _PROVEN: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 def check_base(base: Decoder) -> Decoder:
     """The base must have a head, weights, and layers that pass the lockstep probe."""
-    if base.model.get_output_embeddings() is None:  # type: ignore[operator]
+    if base.model.get_output_embeddings() is None:
         raise LatentError(
             f"{type(base.model).__name__} has no language model head",
             where="base",
@@ -106,7 +106,7 @@ def probe_lockstep(base: Decoder) -> None:
     if any(parameter.device.type == "meta" for parameter in base.shell.parameters()):
         return
     config = base.config
-    ids = torch.arange(5, device=base.embed.weight.device)[None] % base.embed.weight.shape[0]  # type: ignore[operator, union-attr]
+    ids = torch.arange(5, device=base.embed.weight.device)[None] % base.embed.weight.shape[0]
     flat = new_cache(config)
     flat.layers.extend(new_cache(config).layers)
     view, other = tower_view(flat, 0, base.depth), tower_view(flat, base.depth, base.depth)
@@ -116,9 +116,12 @@ def probe_lockstep(base: Decoder) -> None:
         for layer in base.layers
     ]
     try:
+        parts = []
         for part in (ids[:, :3], ids[:, 3:]):
             state["h"] = None
-            base.model(input_ids=part, past_key_values=view, use_cache=True)
+            parts.append(base.model(input_ids=part, past_key_values=view, use_cache=True).logits)
+        state["busy"] = True
+        whole = base.model(input_ids=ids, use_cache=False).logits
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise LatentError(
             f"{type(base.model).__name__} cannot run in lockstep: {error}", where="base"
@@ -126,6 +129,19 @@ def probe_lockstep(base: Decoder) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    if int(view.get_seq_length()) != ids.shape[1]:
+        raise LatentError(
+            f"{type(base.model).__name__} does not keep keys and values in the cache it is given",
+            where="base",
+            expected="a decoder with a transformers Cache",
+        )
+    gap = (torch.cat(parts, 1) - whole).float().abs().max()
+    if not gap <= 0.1 * whole.float().std() + 1e-3:
+        raise LatentError(
+            f"{type(base.model).__name__} gives other logits with a cache than without",
+            where="base",
+            expected="a causal decoder with a working cache",
+        )
     if not state["worst"] <= 1e-3:
         raise LatentError(
             f"the layers of {type(base.model).__name__} depend on more than the state before them",

@@ -88,10 +88,20 @@ def load_donor(
     model.config._name_or_path = place(ref, folder)
     model = model.to(base.device) if quant != "nf4" else model
     if quant == "int8":
-        from smelt.latent.quant import quantize_int8
-
-        quantize_int8(model)
+        _shrink(base, model)
     return model.eval()
+
+
+def _shrink(base: Any, model: Any) -> None:
+    """int8 for the layers that are the donor's own; those equal to the base's are shared instead."""
+    from smelt.latent.adapters import find_decoder
+    from smelt.latent.quant import quantize_int8
+    from smelt.latent.sharing import alias, shared_prefix
+
+    home, tower = find_decoder(base, "base"), find_decoder(model, "donor")
+    alias(home, tower)
+    for layer in list(tower.layers)[max(0, shared_prefix(home, tower)) :]:
+        quantize_int8(layer)
 
 
 def load_tokenizer(ref: ModelRef, folder: Path | None = None) -> Any:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,18 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from smelt.core.errors import LatentError
-from smelt.latent.adapters import Decoder, find_decoder
+from smelt.latent.adapters import find_decoder
 from smelt.latent.cache import new_cache, ready
 from smelt.latent.checks import check_base, choose_engine
 from smelt.latent.config import LatentMergedConfig
-from smelt.latent.lockstep import Call, Donor, Runtime, Tape
-from smelt.latent.plan import Beta, Plan, TowerInfo, compile_plan
-from smelt.latent.recipe import Settings, Site, Steer, as_sites, as_steers
+from smelt.latent.control import LiveSettings
+from smelt.latent.lockstep import Call, Donor, Runtime
+from smelt.latent.plan import Beta
+from smelt.latent.recipe import Settings, as_sites, as_steers
 from smelt.latent.sharing import shared_prefix
 
-PLAN_MEMORY = 64
 
-
-class LatentMergedForCausalLM(PreTrainedModel, GenerationMixin):
+class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
     """Two or more models generating as one, by mixing hidden states.
 
     Build it with :meth:`from_models` or :meth:`from_pretrained`; use it like any causal language model.
@@ -62,7 +59,7 @@ class LatentMergedForCausalLM(PreTrainedModel, GenerationMixin):
         self._runtime = Runtime(self._decoder)
         self._runtime.remove_with(self)
         self._settings = Settings()
-        self._plans: dict[Any, Plan] = {}
+        self._plans = {}
         config.lay_out(
             [(self._decoder.config, self._decoder.depth, False)]
             + [(t.decoder.config, t.decoder.depth, t.engine == "tower") for t in self._towers]
@@ -122,84 +119,6 @@ class LatentMergedForCausalLM(PreTrainedModel, GenerationMixin):
         from smelt.latent.saving import save
 
         save(self, Path(save_directory), *args, **kwargs)
-
-    # ------------------------------------------------------------------ settings
-
-    @property
-    def settings(self) -> Settings:
-        """What applies in this thread now."""
-        return getattr(self._runtime.local, "settings", None) or self._settings
-
-    @property
-    def depth(self) -> int:
-        """Decoder layers of the base: sites go from 0 to here."""
-        return self._decoder.depth
-
-    def set_sites(self, sites: Any = None, *, scope: str | None = None, steer: Any = None) -> None:
-        """Change sites, scope or steering for all later calls, without touching a weight."""
-        settings = self._changed(self._settings, sites, scope, steer)
-        self._plan(settings, None)
-        self._settings = settings
-
-    @contextmanager
-    def using(
-        self, sites: Any = None, *, scope: str | None = None, steer: Any = None, beta: Beta = None
-    ) -> Iterator[Any]:
-        """Other settings for this thread only, until the block ends.
-
-        ``beta`` replaces the weights of every site: one number for one donor, one per donor otherwise.
-        """
-        local = self._runtime.local
-        before = (getattr(local, "settings", None), getattr(local, "beta", None))
-        settings = self._changed(self.settings, sites, scope, steer)
-        chosen = before[1] if beta is None else beta
-        self._plan(settings, chosen)
-        local.settings, local.beta = settings, chosen
-        try:
-            yield self
-        finally:
-            local.settings, local.beta = before
-
-    @contextmanager
-    def recording(self) -> Iterator[Tape]:
-        """Collect the states at every site of this thread's next forwards: ``{layer: {base, donors, mixed}}``."""
-        tape: Tape = {}
-        before = getattr(self._runtime.local, "tape", None)
-        self._runtime.local.tape = tape
-        try:
-            yield tape
-        finally:
-            self._runtime.local.tape = before
-
-    def _changed(self, old: Settings, sites: Any, scope: str | None, steer: Any) -> Settings:
-        new = Settings(
-            old.sites if sites is None else as_sites(sites),
-            old.scope if scope is None else scope,
-            old.steer if steer is None else tuple(item.loaded() for item in as_steers(steer)),
-        )
-        for item in new.steer:
-            if item.delta is not None and item.delta.shape[-1] != self._decoder.width:
-                raise LatentError(
-                    f"the steering vector has width {item.delta.shape[-1]}",
-                    where=f"steer at layer {item.layer!r}",
-                    expected=str(self._decoder.width),
-                )
-        return new
-
-    def _plan(self, settings: Settings, beta: Beta) -> Plan:
-        live = isinstance(beta, torch.Tensor)
-        key = (settings, "live" if live else (tuple(beta) if isinstance(beta, Sequence) else beta))
-        plan = self._plans.get(key)
-        if plan is None:
-            info = [
-                TowerInfo(t.decoder.depth, t.engine, t.shared, t.decoder.width, t.full_depth)
-                for t in self._towers
-            ]
-            plan = compile_plan(settings, self.depth, info, beta)
-            if len(self._plans) >= PLAN_MEMORY:
-                self._plans = {}
-            self._plans[key] = plan
-        return plan
 
     # ------------------------------------------------------------------ running
 
@@ -327,7 +246,7 @@ class LatentMergedForCausalLM(PreTrainedModel, GenerationMixin):
         local = self._runtime.local
         before = getattr(local, "mix_start", None)
         with self.using(sites, scope=scope, steer=steer, beta=beta):
-            local.mix_start = _prompt_end(ids, kwargs) if mix_start is None else mix_start
+            local.mix_start = prompt_end(ids, kwargs) if mix_start is None else mix_start
             try:
                 return super().generate(inputs, *args, **kwargs)
             finally:
@@ -369,12 +288,8 @@ class LatentMergedForCausalLM(PreTrainedModel, GenerationMixin):
         """Take the (inert) hooks off the base; the wrapper is unusable afterwards."""
         self._runtime.close()
 
-    def tower(self, index: int) -> Decoder:
-        """Donor ``index`` as a decoder; the base is ``-1``."""
-        return self._decoder if index < 0 else self._towers[index].decoder
 
-
-def _prompt_end(ids: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
+def prompt_end(ids: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
     """Absolute column of the last prompt token."""
     tokens = 1 if ids is None else int(ids.shape[-1])
     cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
@@ -384,6 +299,3 @@ def _prompt_end(ids: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
         seen = int(cache.get_seq_length())
         tokens = tokens if tokens > seen else seen + tokens
     return tokens - 1
-
-
-__all__ = ["LatentMergedForCausalLM", "Site", "Steer", "replace"]

@@ -22,8 +22,8 @@ class TowerInfo:
     depth: int
     engine: str
     shared: int  # -1: embeddings differ; k: embeddings and the first k layers equal the base's
-    width: int
     full_depth: int
+    projected: frozenset[int] | None = None  # layers with a projection; None when the widths agree
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -192,6 +192,13 @@ def _activate(
         if site.feedback and tower.engine == "tower":
             raise LatentError(
                 "feedback needs the lockstep engine", where=f"site at layer {layer}, donor {index}"
+            )
+        if tower.projected is not None and layer not in tower.projected:
+            raise LatentError(
+                f"no projection for layer {layer}",
+                where=f"donor {index}",
+                expected=f"one of {sorted(tower.projected)}",
+                fix="model.fit_projections(token_batches, sites)",
             )
         chosen.append(wanted)
     return ActiveSite(layer, site, coefs, tuple(chosen))

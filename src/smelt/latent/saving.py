@@ -13,6 +13,7 @@ from smelt.core.errors import LatentError
 from smelt.latent.building import build_from_recipe, check_paths
 from smelt.latent.projection import Projection
 from smelt.latent.recipe import LatentRecipe, ModelRef, Settings
+from smelt.latent.schedule import Schedule
 
 TENSORS = "latent.safetensors"
 REMOTE = "smelt_latent.py"
@@ -51,7 +52,11 @@ def save(model: Any, folder: Path, *args: Any, embed_weights: bool = False, **kw
 
         save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
         recipe = replace(recipe, tensors=TENSORS, settings=replace(recipe.settings, steer=steer))
-    _write_config(model, recipe, folder)
+    _write_config(model, recipe.to_dict(), folder)
+    _write_beside(model, folder)
+
+
+def _write_beside(model: Any, folder: Path) -> None:
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     if model.tokenizer is not None:
@@ -59,11 +64,11 @@ def save(model: Any, folder: Path, *args: Any, embed_weights: bool = False, **kw
     (folder / REMOTE).write_text(REMOTE_CODE)
 
 
-def _write_config(model: Any, recipe: LatentRecipe, folder: Path) -> None:
+def _write_config(model: Any, recipe: dict[str, Any], folder: Path) -> None:
     before, mapped = model.config.recipe, getattr(model.config, "auto_map", None)
     module = REMOTE.removesuffix(".py")
     try:
-        model.config.recipe = recipe.to_dict()
+        model.config.recipe = recipe
         model.config.auto_map = {
             "AutoConfig": f"{module}.{type(model.config).__name__}",
             "AutoModelForCausalLM": f"{module}.{type(model).__name__}",
@@ -179,3 +184,31 @@ def _download(name: str, revision: str | None) -> Path:
         raise LatentError(
             f"no latent merge at {name!r}: {error}", expected="a saved directory or hub name"
         ) from error
+
+
+def save_ensemble(model: Any, folder: Path, *, embed_weights: bool = False, **kwargs: Any) -> None:
+    """Write an ensemble's recipe directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    refs = [ModelRef.of(item) for item in model.config.recipe["models"]]
+    for index, (item, ref) in enumerate(zip(model.models, refs, strict=True)):
+        if embed_weights:
+            item.save_pretrained(folder / "models" / str(index))
+            refs[index] = replace(ref, path=f"models/{index}", revision=None)
+        elif not ref.path:
+            raise LatentError("this model was never saved or loaded, so a recipe cannot name it",
+                              where=f"model {index}", fix="save_pretrained(dir, embed_weights=True)")  # fmt: skip
+    models = [_relative(ref, folder).to_dict() for ref in refs]
+    _write_config(model, {"models": models, **model.mix.to_dict()}, folder)
+    _write_beside(model, folder)
+
+
+def load_ensemble(cls: Any, name: Any, **kwargs: Any) -> Any:
+    """Read an ensemble's recipe directory."""
+    import json
+
+    folder = Path(name) if Path(name).is_dir() else _download(str(name), kwargs.get("revision"))
+    recipe = json.loads((folder / "config.json").read_text())["recipe"]
+    schedule = Schedule(**recipe["schedule"]) if recipe.get("schedule") else None
+    options = {key: kwargs[key] for key in ("dtype", "attn_implementation") if kwargs.get(key)}
+    return cls.from_models(recipe["models"], recipe["op"], recipe["weights"], tau=recipe.get("tau", 0.1),
+                           schedule=schedule, folder=folder, **options)  # fmt: skip

@@ -35,7 +35,8 @@ def prelude_modules(decoder: Decoder) -> nn.ModuleDict:
     for name, module in decoder.shell.named_children():
         if name == decoder.layers_name:
             break
-        found[name] = module
+        if not name.startswith("final"):  # OPT lists its last norm first
+            found[name] = module
     return nn.ModuleDict(found)
 
 

@@ -54,17 +54,25 @@ def uncaptured() -> Any:
         _active_collector.reset(token)
 
 
+def _replaced(module: nn.Module, path: list[str], new: nn.Module) -> nn.Module:
+    """A shallow copy of ``module`` with the submodule at ``path`` replaced; everything else is shared."""
+    twin = copy.copy(module)
+    child = new if len(path) == 1 else _replaced(module._modules[path[0]], path[1:], new)  # type: ignore[arg-type]
+    twin.__dict__["_modules"] = {**module._modules, path[0]: child}
+    return twin
+
+
 class TowerRunner:
     """A view of a decoder that can be run to any depth; the decoder itself is not touched and carries no hook."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._box = threading.local()
-        self._shell = copy.copy(decoder.shell)
-        modules = dict(decoder.shell._modules)
-        taps = [_Tap(layer, index, self._box) for index, layer in enumerate(decoder.layers)]
-        modules[decoder.layers_name] = nn.ModuleList(taps)
-        self._shell.__dict__["_modules"] = modules
-        self._accepted = set(inspect.signature(type(decoder.shell).forward).parameters)
+        taps = nn.ModuleList(_Tap(layer, index, self._box) for index, layer in enumerate(decoder.layers))
+        entry, path = decoder.entry
+        self._shell = _replaced(
+            entry, [*path.split("."), decoder.layers_name] if path else [decoder.layers_name], taps
+        )
+        self._accepted = set(inspect.signature(type(entry).forward).parameters)
 
     def states(self, stop: int, call: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs of layers 0..``stop`` (the last one is the output of layer ``stop - 1``)."""
