@@ -63,7 +63,7 @@ def _show_one(spec: MethodSpec) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from smelt.methods.show import example_recipe
+    from smelt.methods._show import example_recipe
 
     console = Console()
     console.print(f"[bold]{spec.name}[/bold]  {spec.summary}", highlight=False)
