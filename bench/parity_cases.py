@@ -509,12 +509,6 @@ def _refused() -> Iterator[Case]:
         why="division by zero: the peer writes NaN or Inf, smelt refuses",
     )
     yield Case(
-        "base_model without a weight in linear",
-        recipe("linear", a, b, base="base"),
-        kind="defect",
-        why="the peer asks for a weight of the base; smelt does not mix it in",
-    )
-    yield Case(
         "base_model in passthrough",
         recipe("passthrough", m("a"), base="base"),
         kind="defect",
@@ -523,8 +517,7 @@ def _refused() -> Iterator[Case]:
     yield Case(
         "base_model in karcher",
         recipe("karcher", m("a"), m("b"), base="base"),
-        kind="defect",
-        why="the peer averages the base in as one more model; smelt ignores it",
+        why="both take the base as one more model",
     )
     yield Case(
         "the same model twice in one slice",
@@ -545,6 +538,9 @@ def _refused_by_both() -> Iterator[Case]:
     yield Case("refused: unknown method", recipe("lineer", a, b), kind="refuse")
     yield Case("refused: slerp without t", recipe("slerp", m("a"), m("b"), base="a"), kind="refuse")
     yield Case("refused: ties without a base", recipe("ties", a, b), kind="refuse")
+    yield Case(
+        "refused: base_model without a weight in linear", recipe("linear", a, b, base="base"), kind="refuse"
+    )
     yield Case("refused: linear without weights", recipe("linear", m("a"), m("b")), kind="refuse")
     yield Case(
         "refused: slices of unequal length",
@@ -557,7 +553,11 @@ def _refused_by_both() -> Iterator[Case]:
     )
     yield Case("refused: layers past the end", sliced("linear", piece(2, 9, a, b)), kind="refuse")
     yield Case("refused: unknown dtype", recipe("linear", a, b, dtype="bf17"), kind="refuse")
-    yield Case("refused: a missing model", recipe("linear", a, {"model": "./no-such-model"}), kind="refuse")
+    yield Case(
+        "refused: a missing model",
+        recipe("linear", a, {"model": "./no-such-model", "parameters": {"weight": 1}}),
+        kind="refuse",
+    )
     yield Case(
         "refused: three models in slerp",
         recipe("slerp", m("a"), m("b"), m("c"), base="a", parameters={"t": 0.5}),

@@ -108,12 +108,14 @@ def karcher(models: Sequence[Array], *, max_iter: int = 10, tol: float = 1e-5) -
     return centre * float(norms.mean())
 
 
+def _cosine(a: Array, b: Array) -> float:
+    """Zero when either has no length; no other threshold (the peer has an absolute one)."""
+    product = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    return float(np.sum(a * b)) / product if product > 0 else 0.0
+
+
 def _pairwise_cosine(offsets: Sequence[Array]) -> float:
-    cosines = [
-        float(np.sum(a * b)) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-6)
-        for i, a in enumerate(offsets)
-        for b in offsets[i + 1 :]
-    ]
+    cosines = [_cosine(a, b) for i, a in enumerate(offsets) for b in offsets[i + 1 :]]
     return float(np.clip(np.mean(cosines), -1, 1))
 
 
