@@ -38,7 +38,7 @@ class TensorDigest:
         """Take bytes [start, start + len(data)): whole pieces, the last one of the tensor possibly short."""
         view = as_bytes(data)
         end = start + len(view)
-        if start % PIECE or end > self.nbytes or (end % PIECE and end != self.nbytes):
+        if start < 0 or start % PIECE or end > self.nbytes or (end % PIECE and end != self.nbytes):
             raise ValueError(f"bytes {start} to {end} of {self.nbytes} are not whole pieces of {PIECE}")
         for at in range(0, len(view), PIECE):
             self.put((start + at) // PIECE, xxh3_64_digest(view[at : at + PIECE]))

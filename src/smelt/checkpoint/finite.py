@@ -20,6 +20,10 @@ _KINDS = {
 _SIGN = {"<u1": 0x80, "<u2": 0x8000, "<u4": 0x80000000, "<u8": 0x8000000000000000}
 
 
+# dtypes with a single pattern for NaN and no Inf
+_SINGLE = {"F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80, "F8_E8M0": 0xFF}
+
+
 def has_nonfinite(data: Any, dtype: str) -> bool:
     """Whether a buffer of this header dtype holds NaN or Inf; integers never do.
 
@@ -28,7 +32,7 @@ def has_nonfinite(data: Any, dtype: str) -> bool:
     """
     kind = _KINDS.get(dtype)
     if kind is None:
-        return False
+        return dtype in _SINGLE and bool((np.frombuffer(data, np.uint8) == _SINGLE[dtype]).any())
     unsigned, signed, limit = kind
     values = np.frombuffer(data, unsigned)
     if values.size == 0:
@@ -40,7 +44,8 @@ def nonfinite_positions(data: Any, dtype: str) -> np.ndarray:
     """Indices of the elements that are NaN or Inf (of C64, of its real and imaginary halves)."""
     kind = _KINDS.get(dtype)
     if kind is None:
-        return np.zeros(0, np.int64)
+        found = np.frombuffer(data, np.uint8) == _SINGLE[dtype] if dtype in _SINGLE else np.zeros(0, bool)
+        return np.flatnonzero(found)
     unsigned, _, limit = kind
     values = np.frombuffer(data, unsigned)
     return np.flatnonzero((values & np.array(limit | (_SIGN[unsigned] - 1), unsigned)) >= limit)

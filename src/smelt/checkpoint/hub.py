@@ -46,11 +46,10 @@ def find_cached(ref: str, revision: str | None = None, cache_dir: Path | None = 
 
 def _cache_root() -> Path:
     """Where huggingface_hub keeps its cache, by the same variables."""
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named or os.path.join(home, "hub")).expanduser()
+    say = os.environ.get
+    named = say("HF_HUB_CACHE") or say("HUGGINGFACE_HUB_CACHE")
+    home = Path(say("HF_HOME") or Path(say("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(named or home / "hub").expanduser()
 
 
 def _download(ref: str, revision: str | None, cache_dir: Path | None) -> Path:
@@ -64,7 +63,7 @@ def _download(ref: str, revision: str | None, cache_dir: Path | None) -> Path:
         return Path(snapshot_download(ref, revision=revision, cache_dir=cache_dir, allow_patterns=wanted))
     except Exception as error:  # the Hub's client and the HTTP library below it have trees of their own
         near = nearest_sibling(Path(ref))
-        what = f"is neither a path, nor complete in the local cache, nor to be had from the Hub ({_reason(error)})"
+        what = f"is no path, is not complete in the local cache, and cannot be fetched ({_reason(error)})"
         fix = near if near.startswith("did you") else "check the name, the network and your access"
         raise CheckpointError(what, where=ref, fix=fix) from error
 
