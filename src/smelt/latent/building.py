@@ -14,7 +14,7 @@ from smelt.latent.loading import load_base, load_donor, load_tokenizer, referenc
 from smelt.latent.plan import resolve_layer
 from smelt.latent.recipe import LatentRecipe, ModelRef, Settings
 from smelt.latent.sharing import alias
-from smelt.latent.tokens import check_tokenizers
+from smelt.latent.tokens import check_tokenizers, check_vocab_rows
 
 
 def build(
@@ -64,6 +64,7 @@ def build(
             if ref is None
             else load_donor(ref, base, depth=wanted, quant=donor_quant, folder=folder, **load)
         )
+        check_vocab_rows(base, model, tokenizer, index)
         models.append(model)
         depths.append(full)
     if calibration is not None and not projections:

@@ -27,8 +27,8 @@ __all__ = ["EnsembleConfig", "EnsembleForCausalLM", "LatentMergedConfig", "Laten
 
 def recipe_of(model: Any) -> LatentRecipe:
     """The recipe with the sites as they are now."""
-    recipe = LatentRecipe.from_dict(model.config.recipe)
-    return replace(recipe, settings=model._settings)
+    models = {key: value for key, value in model.config.recipe.items() if key in ("base", "donors", "engine")}
+    return replace(LatentRecipe.from_dict({**models, "sites": []}), settings=model._settings)
 
 
 def save(model: Any, folder: Path, *args: Any, embed_weights: bool = False, **kwargs: Any) -> None:

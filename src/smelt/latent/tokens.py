@@ -55,12 +55,16 @@ def _check_shared_ids(mine: dict[str, int], theirs: dict[str, int], where: str) 
         )
 
 
-def check_vocab_rows(base_rows: int, donor_rows: int, highest_id: int | None, index: int) -> None:
-    """The donor's embedding must have a row for every id the tokenizer can produce."""
-    needed = base_rows if highest_id is None else highest_id + 1
-    if donor_rows < needed:
+def check_vocab_rows(base: Any, donor: Any, tokenizer: Any, index: int) -> None:
+    """The donor's embedding must have a row for every id that can come up; padding rows do not count."""
+    rows = int(donor.get_input_embeddings().weight.shape[0])
+    needed = int(base.get_input_embeddings().weight.shape[0])
+    if tokenizer is not None:
+        needed = min(needed, max(tokenizer.get_vocab().values(), default=0) + 1)
+    if rows < needed:
         raise LatentError(
-            f"an embedding of {donor_rows} rows",
+            f"an embedding of {rows} rows",
             where=f"donor {index}",
-            expected=f"at least {needed}, the ids the base's tokenizer produces",
+            expected=f"at least {needed}, the ids the base knows",
+            fix="" if tokenizer is not None else "pass tokenizer= if the base's further rows are padding",
         )
