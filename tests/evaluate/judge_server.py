@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server around a real tiny transformers model, run as a process of its own by the tests.
+"""An OpenAI-compatible server around a real tiny transformers model, run by the tests as its own process.
 
-It counts what it was asked (``start``) and what it delivered (``done``, written after the reply was sent), each
-under a hash of the request itself, so that a test can tell whether anything was judged twice.
+It counts what it was asked (``start``) and what it delivered (``done``, written after the reply was sent),
+each under a hash of the request itself, so that a test can tell whether anything was judged twice.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def letter_bias(letters: str = LETTERS) -> dict[str, int]:
 
 
 class TinyChat:
-    """A two-layer Llama over bytes, with fixed random weights large enough that its choice depends on the text."""
+    """A two-layer Llama over bytes, with random weights large enough that its choice depends on the text."""
 
     def __init__(self) -> None:
         import torch
@@ -48,7 +48,8 @@ class TinyChat:
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=CHAT)
         config = LlamaConfig(
             vocab_size=len(vocabulary()), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16384, initializer_range=0.7,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16384,
+            initializer_range=0.7,
             bos_token_id=None, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         self.model = LlamaForCausalLM(config).eval()
@@ -66,7 +67,9 @@ class TinyChat:
         first = torch.zeros(0)
         with torch.inference_mode():
             for _ in range(body.get("max_tokens", 16)):
-                logits = self.model(torch.cat([ids, torch.tensor([new], dtype=torch.long)], dim=1)).logits[0, -1]
+                logits = self.model(torch.cat([ids, torch.tensor([new], dtype=torch.long)], dim=1)).logits[
+                    0, -1
+                ]
                 scores = torch.log_softmax(logits + bias, dim=-1)
                 first = scores if not new else first
                 new.append(int(scores.argmax()))

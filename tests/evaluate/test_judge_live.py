@@ -1,4 +1,4 @@
-"""The judge runner against a live server with a real tiny model: complete, in both orders, nothing judged twice."""
+"""The judge runner against a live server with a real tiny model: complete, both orders, nothing twice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import SCRIPT, LiveServer, answer_rows, environment, wait_for, write_rows
 from judge_server import letter_bias
+
 from smelt.core.errors import EvaluationError
 from smelt.evaluate.client import Endpoint
 from smelt.evaluate.journal import Journal, load_records
@@ -57,7 +58,9 @@ def test_both_orders_of_every_pair_are_judged_and_a_second_run_sends_nothing(
     assert (first.total, first.done, first.sent, first.left) == (24, 24, 24, 0)
     records = lines_of(out)
     assert {(r["pair_id"], r["order"]) for r in records} == {(p.id, order) for p in pairs for order in ORDERS}
-    assert {r["judgment"] for r in records} == {"A", "B", "C"}, "the model's choices must vary for this to mean much"
+    assert {r["judgment"] for r in records} == {"A", "B", "C"}, (
+        "the model's choices must vary for this to mean much"
+    )
     assert all(r["reply"] == r["verdict"] and r["prompt_tokens"] > 500 for r in records)
     assert len(server.counts("done", mark)) == 24
     again = server.mark
@@ -66,7 +69,9 @@ def test_both_orders_of_every_pair_are_judged_and_a_second_run_sends_nothing(
     assert server.mark == again
 
 
-def test_requests_in_flight_reach_the_concurrency_and_never_pass_it(server: LiveServer, tmp_path: Path) -> None:
+def test_requests_in_flight_reach_the_concurrency_and_never_pass_it(
+    server: LiveServer, tmp_path: Path
+) -> None:
     mark = server.mark
     judge_all(make_pairs(16, " (flight)"), tmp_path / "j.jsonl", server.url, letter_judge(), FAST)
     busy = peak = 0
@@ -85,7 +90,9 @@ def test_a_server_killed_and_restarted_mid_run_loses_nothing_and_repeats_nothing
     b = write_rows(tmp_path / "b.jsonl", answer_rows("delta", count))
     out, mark = tmp_path / "j.jsonl", server.mark
     process = subprocess.Popen(
-        command(a, b, out, server.url, "--concurrency", "4", "--json"), stdout=subprocess.PIPE, env=environment()
+        command(a, b, out, server.url, "--concurrency", "4", "--json"),
+        stdout=subprocess.PIPE,
+        env=environment(),
     )
     wait_for(lambda: sum(server.counts("done", mark).values()) >= 12, 60, process)
     server.kill()
@@ -96,7 +103,9 @@ def test_a_server_killed_and_restarted_mid_run_loses_nothing_and_repeats_nothing
     report = json.loads(printed)
     assert report["complete"] and report["comparisons"][0]["by_judge"]["tiny"]["pairs"] == count
     assert 12 <= len(before) < 2 * count, "the kill must fall into the middle of the run"
-    assert not before.keys() & server.counts("start", restarted).keys(), "what was delivered is not asked again"
+    assert not before.keys() & server.counts("start", restarted).keys(), (
+        "what was delivered is not asked again"
+    )
     delivered, asked = server.counts("done", mark), server.counts("start", mark)
     assert set(delivered.values()) == {1} and len(asked) == 2 * count
     # only requests that hung on the dead server were sent twice
@@ -126,7 +135,9 @@ def test_a_judge_killed_mid_run_continues_where_its_file_ends(server: LiveServer
     records = lines_of(out)
     assert len(records) == len({r["key"] for r in records}) == 2 * count
     assert before <= {r["key"] for r in records} and 12 <= len(before) < 2 * count
-    assert sum(server.counts("start", mark).values()) == 2 * count - len(before), "only what was missing is asked"
+    assert sum(server.counts("start", mark).values()) == 2 * count - len(before), (
+        "only what was missing is asked"
+    )
     mark = server.mark
     assert subprocess.run(call, env=environment(), timeout=60).returncode == 0
     assert server.mark == mark, "a complete file needs no request"
@@ -142,7 +153,11 @@ def test_an_unknown_model_stops_after_one_request_and_is_recorded(server: LiveSe
         judge_all(make_pairs(5), out, server.url, letter_judge("gone"))
     assert [event for event, _ in server.events(mark)] == ["refused"]
     (record,) = lines_of(out)
-    assert (record["status"], record["error"]["type"], record["error"]["status"]) == ("error", "NotFoundError", 404)
+    assert (record["status"], record["error"]["type"], record["error"]["status"]) == (
+        "error",
+        "NotFoundError",
+        404,
+    )
 
 
 def test_a_wrong_key_stops_after_one_request(
@@ -150,7 +165,7 @@ def test_a_wrong_key_stops_after_one_request(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     mark = server.mark
-    with pytest.raises(EvaluationError, match="AuthenticationError.*check the API key"):
+    with pytest.raises(EvaluationError, match=r"AuthenticationError.*check the API key"):
         judge_all(make_pairs(5), tmp_path / "j.jsonl", server.url, letter_judge())
     assert len(server.events(mark)) == 1
     assert "wrong" not in (tmp_path / "j.jsonl").read_text().replace("the key is wrong", "")
@@ -165,7 +180,9 @@ def test_throttling_is_waited_out(server: LiveServer, tmp_path: Path) -> None:
     assert all(record["status"] == "ok" for record in lines_of(tmp_path / "j.jsonl"))
 
 
-def test_a_refused_item_is_recorded_as_error_and_asked_again_on_resume(server: LiveServer, tmp_path: Path) -> None:
+def test_a_refused_item_is_recorded_as_error_and_asked_again_on_resume(
+    server: LiveServer, tmp_path: Path
+) -> None:
     pairs = make_pairs(4)
     too_long = Pair("long", "Sum?" + "x" * 30_000, "1", "2", "rest")
     out, judge = tmp_path / "j.jsonl", letter_judge()
@@ -192,7 +209,9 @@ def test_requests_that_are_all_refused_stop_the_run_early(server: LiveServer, tm
 
 
 def test_a_server_error_of_one_request_is_retried_then_recorded(server: LiveServer, tmp_path: Path) -> None:
-    broken = make_judge("tiny", template="letter", extra={"logit_bias": {"999999": 1}})  # no such token: status 500
+    broken = make_judge(
+        "tiny", template="letter", extra={"logit_bias": {"999999": 1}}
+    )  # no such token: status 500
     limits = Limits(concurrency=2, timeout=30, patience=0.5, retries=2)
     with pytest.raises(EvaluationError, match=r"no answer in .*InternalServerError"):
         judge_all(make_pairs(3), tmp_path / "j.jsonl", server.url, broken, limits)
@@ -206,7 +225,9 @@ def test_an_endpoint_that_never_answers_stops_within_its_patience(tmp_path: Path
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         start = time.monotonic()
-        with pytest.raises(EvaluationError, match=r"no answer in .*APIConnectionError.*0 of 6 judgements are saved"):
+        with pytest.raises(
+            EvaluationError, match=r"no answer in .*APIConnectionError.*0 of 6 judgements are saved"
+        ):
             judge_all(make_pairs(3), tmp_path / "j.jsonl", url, letter_judge(), Limits(patience=1.0))
     assert 1.0 <= time.monotonic() - start < 10
 

@@ -27,6 +27,15 @@ def question_key(text: str) -> str:
     return digest(" ".join(text.split()))
 
 
+def mend(text: str) -> str:
+    """A text that can be sent: half a surrogate pair becomes the replacement character.
+
+    >>> mend("a" + chr(0xD83D))
+    'a\ufffd'
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file, or an error that names it."""
     if not path.is_file():
@@ -72,7 +81,8 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
+        # half a surrogate pair, which a byte-level tokenizer can leave, is written as its JSON escape
+        with beside.open("w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

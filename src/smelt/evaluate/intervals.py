@@ -28,8 +28,8 @@ class Estimate:
 def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     """Share with Wilson's score interval; fractional successes (ties as halves) are allowed.
 
-    >>> [round(x, 3) for x in (wilson(51, 51).low, wilson(51, 51).high)]
-    [0.93, 1.0]
+    >>> round(wilson(51, 51).low, 3), wilson(51, 51).high
+    (0.93, 1.0)
     """
     if n == 0:
         return Estimate(None, None, None, 0, "wilson")
@@ -37,7 +37,9 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n, "wilson")
+    low = 0.0 if successes == 0 else max(0.0, middle - half)
+    high = 1.0 if successes == n else min(1.0, middle + half)
+    return Estimate(share, low, high, n, "wilson")
 
 
 def binomial_p(k: int, n: int, p: float = 0.5) -> float:
@@ -110,8 +112,9 @@ class Resampler:
             if count == 1:
                 out[:, members] = 1.0
                 continue
-            drawn = rng.multinomial(count - 1, np.full(count, 1 / count), size=draws)
-            out[:, members] = drawn * (count / (count - 1))
+            chosen = rng.integers(0, count, size=(draws, count - 1)) + count * np.arange(draws)[:, None]
+            times = np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count)
+            out[:, members] = times * (count / (count - 1))
         return out
 
     def means(self, values: Floats, draws: int, seed: int) -> Floats:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from smelt.core.errors import EvaluationError, did_you_mean
-from smelt.evaluate._text import digest, read_text
+from smelt.evaluate._text import digest, mend, read_text
 
 Style = Literal["three", "five", "letter"]
 STYLES: tuple[Style, ...] = ("three", "five", "letter")
@@ -162,7 +162,7 @@ def clean_answer(text: str, prompt: str, max_chars: int) -> Cleaned:
     """
     body = strip_echo(text, prompt)
     echo = body != text
-    body, marks = CONTROL.subn(lambda match: match[0][0] + " " + match[0][1:], body.strip())
+    body, marks = CONTROL.subn(lambda match: match[0][0] + " " + match[0][1:], mend(body).strip())
     length = len(body)
     if length <= max_chars:
         return Cleaned(body, length, 0, echo, marks)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from smelt.core.errors import EvaluationError
-from smelt.evaluate._text import digest
+from smelt.evaluate._text import digest, mend
 from smelt.evaluate.client import Endpoint, Failure, JudgeClient, Kind, Reply, RequestParams, advice
 from smelt.evaluate.journal import Journal, Record
 from smelt.evaluate.prompts import Template, clean_answer, render
@@ -102,7 +102,7 @@ class Progress:
 
 
 def plan_asks(pairs: Iterable[Pair], judge: Judge) -> list[Ask]:
-    """Both orders of every pair, leaving out pairs without an answer or with equal ones: nothing to judge."""
+    """Both orders of every pair, but for pairs without an answer or with equal ones: nothing to judge."""
     asks = []
     for pair in pairs:
         if pair.a is None or pair.b is None:
@@ -110,6 +110,7 @@ def plan_asks(pairs: Iterable[Pair], judge: Judge) -> list[Ask]:
         a, b = (clean_answer(text, pair.question, judge.max_chars) for text in (pair.a, pair.b))
         if a.text == b.text:
             continue
+        question = mend(pair.question)
         for order in ORDERS:
             first, second = (a, b) if order == "A_first" else (b, a)
             notes = {
@@ -121,8 +122,8 @@ def plan_asks(pairs: Iterable[Pair], judge: Judge) -> list[Ask]:
                 "echo_removed": first.echo or second.echo,
                 "control_marks": first.control_marks + second.control_marks,
             }
-            key = judge.key(pair.question, first.text, second.text)
-            asks.append(Ask(key, judge, pair.id, order, pair.question, first.text, second.text, notes))
+            key = judge.key(question, first.text, second.text)
+            asks.append(Ask(key, judge, pair.id, order, question, first.text, second.text, notes))
     return asks
 
 
@@ -289,7 +290,7 @@ class _Run:
 
 
 def _backoff(failure: Failure, attempts: int) -> float:
-    """Seconds to the next attempt: doubling; a server that does not listen at all may be knocked at more often."""
+    """Seconds to the next attempt: doubling; where nobody listens, knocking more often costs nothing."""
     longest = LAST_BACKOFF if failure.status else LAST_KNOCK
     return min(longest, FIRST_BACKOFF * 2 ** min(attempts, 10))
 
