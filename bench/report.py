@@ -230,6 +230,7 @@ the others, its inputs read once before. Times are medians of the rounds; memory
   second).
 - **floor s**: `cat` of all inputs to nowhere, then `cp` of one model; **with fsync s**: and its fsync.
   smelt's time includes its own fsync and its check of the written file; mergekit and sd-mecha do neither.
+- **sd-mecha** appears where it computes the same merge (see `bench/sdmecha_driver.py`).
 - **net**: smelt's wall time less the interpreter's start (`smelt --version`, measured below).
 """
 

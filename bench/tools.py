@@ -51,14 +51,14 @@ def mergekit(job: Job) -> list[str]:
 
 def sd_mecha(job: Job) -> list[str]:
     job.out.mkdir(parents=True, exist_ok=True)
-    inputs = [str(stfile.files_of(job.folders[name])[0]) for name in ("base", *job.bench.models)]
+    inputs = [str(stfile.files_of(job.folders[name])[0]) for name in job.bench.models]
     driver = str(Path(__file__).with_name("sdmecha_driver.py"))
     out = str(job.out / "model.safetensors")
-    return [str(peers.SD_MECHA.python), driver, job.bench.method, str(job.threads), out, *inputs]
+    return [str(peers.SD_MECHA.python), driver, str(job.threads), out, *inputs]
 
 
-#: see sdmecha_driver.py for why not the others
-SD_MECHA_METHODS = ("linear", "slerp", "model_stock", "ties", "dare_ties")
+#: the merges it does alike; see sdmecha_driver.py for the others
+SD_MECHA_METHODS = ("linear",)
 
 COMMANDS = {"smelt": smelt, "mergekit": mergekit, "sd-mecha": sd_mecha}
 
