@@ -43,22 +43,22 @@ class Checkpoint:
         """Fill ``out`` with bytes [start, start + len(out)) of the dense row-major tensor."""
         view = as_bytes(out)
         if start < 0 or start + len(view) > meta.nbytes:
-            span = f"bytes {start} to {start + len(view)} of {meta.nbytes}"
-            raise CheckpointError(
-                f"a read leaves the tensor: {span}", where=f"{meta.file}, tensor {meta.name!r}"
-            )
+            what = f"a read leaves the tensor: bytes {start} to {start + len(view)} of {meta.nbytes}"
+            raise CheckpointError(what, where=_where(meta))
         if meta.strides is not None:
             self._read_strided(meta, start, view)
             return
         fd = self._fds.get(meta.file)
         if fd is None:
             fd = self._open(meta.file)
-        got = fill(fd, view, meta.offset + start)
+        try:
+            got = fill(fd, view, meta.offset + start)
+        except OSError as error:
+            what = f"cannot be read ({error.strerror})"
+            raise CheckpointError(what, where=_where(meta), fix="check the disk") from error
         if got != len(view):
-            where = f"{meta.file}, tensor {shorten(meta.name)}"
-            raise CheckpointError(
-                f"the file ends {len(view) - got} bytes early", where=where, fix="fetch it again"
-            )
+            what = f"the file ends {len(view) - got} bytes early"
+            raise CheckpointError(what, where=_where(meta), fix="fetch it again")
 
     def _open(self, file: Path) -> int:
         with self._lock:
@@ -97,6 +97,10 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.tensors)} tensors in {len(self.files)} files)"
+
+
+def _where(meta: TensorMeta) -> str:
+    return f"{meta.file}, tensor {shorten(meta.name)}"
 
 
 def open_checkpoint(path: str | Path, *, allow_single_file: bool = True) -> Checkpoint:
@@ -173,6 +177,9 @@ def _read_file(file: Path, notes: list[str], problems: Problems) -> tuple[dict[s
         if file.suffix != ".safetensors":
             notes.append(f"{file.name} is a safetensors file in spite of its name")
         return read_header(file, fd, problems)
+    except OSError as error:
+        problems.add(f"cannot be read ({error.strerror})", file, fix="check the disk")
+        return {}, []
     finally:
         os.close(fd)
 

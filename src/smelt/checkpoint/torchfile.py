@@ -125,7 +125,8 @@ def _member(fd: int, info: zipfile.ZipInfo) -> tuple[int, int]:
     """Offset and size of the bytes of a stored member."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
         raise PickleRefused(f"has a compressed or encrypted member {info.filename[:80]!r}; torch writes none")
-    local = read_some(fd, info.header_offset, 30)
+    inside = 0 <= info.header_offset < os.fstat(fd).st_size
+    local = read_some(fd, info.header_offset, 30) if inside else b""
     if len(local) < 30 or local[:4] != b"PK\x03\x04":
         raise PickleRefused(f"has a broken entry for {info.filename[:80]!r}")
     names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
