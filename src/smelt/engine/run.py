@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -69,17 +69,31 @@ class TensorRun:
         """Elements of the result in their stored form."""
         block = self.block(self.program, start, size, scratch, depth)
         out = scratch.bytes(slot, size * STORAGE[self.dtype].itemsize).view(STORAGE[self.dtype])
-        self.backend.combine(self.program, block, self.acc, out, self.dtype)
+        for piece, program, at in self._pieces(self.program, block):
+            self.backend.combine(program, piece, self.acc, out[at : at + piece.count], self.dtype)
         return out
+
+    def _pieces(self, program: Program, block: Block) -> Iterator[tuple[Block, Program, int]]:
+        """The block cut where a threshold's ties end, with the program for each piece and its offset."""
+        start = block.grid.start
+        for begin, size, settled in program.pieces(start, block.count, self.acc):
+            at = begin - start
+            if size == block.count:
+                yield block, settled, 0
+                continue
+            raws = [raw if raw is None else raw[at : at + size] for raw in block.inputs]
+            yield Block(raws, block.dtypes, size, self.grid(begin)), settled, at
 
     def sums(self, program: Program, by_row: bool, crew: Crew) -> Any:
         """float64 sums of a program's outputs over the tensor, or over each row."""
 
         def work(start: int, size: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
-            block = self.block(program, start, size, scratch)
-            cuts = block.grid.segments(size, by_row)
-            rows = (start + cuts[:-1]) // block.grid.row_length if by_row else cuts[:-1]
-            return self.backend.sums(program, block, self.acc, cuts), rows
+            values, rows = [], []
+            for piece, settled, _ in self._pieces(program, self.block(program, start, size, scratch)):
+                cuts = piece.grid.segments(piece.count, by_row)
+                values.append(self.backend.sums(settled, piece, self.acc, cuts))
+                rows.append((piece.grid.start + cuts[:-1]) // piece.grid.row_length if by_row else cuts[:-1])
+            return np.concatenate(values), np.concatenate(rows)
 
         results = crew.each_block(self.info.numel, work)
         parts = np.concatenate([values for values, _ in results])
@@ -93,7 +107,8 @@ class TensorRun:
         """float64 sums along dimension 0, added strictly in order."""
         out = np.zeros((len(program.outputs), self.grid(0).column_length))
         for start, size in crew.spans(self.info.numel):
-            self.backend.column_sums(program, self.block(program, start, size, crew.scratch()), self.acc, out)
+            for piece, settled, _ in self._pieces(program, self.block(program, start, size, crew.scratch())):
+                self.backend.column_sums(settled, piece, self.acc, out)
         return out
 
 

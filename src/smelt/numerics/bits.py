@@ -46,19 +46,31 @@ def single_to_half(typing_context, value):  # type: ignore[no-untyped-def]
     return types.uint16(types.float32), generate
 
 
+# Numba widens every integer operation to 64 bits; casting each result back keeps loops in 32-bit lanes.
+
+
 @njit(nogil=True, inline="always")
 def bf16_to_single(raw):  # type: ignore[no-untyped-def]
     """Stored bf16 -> float32: the upper half of the same bits."""
-    return from_bits32(np.uint32(raw) << np.uint32(16))
+    return from_bits32(np.uint32(np.uint32(raw) << np.uint32(16)))
 
 
 @njit(nogil=True, inline="always")
 def single_to_bf16(value):  # type: ignore[no-untyped-def]
     """float32 -> stored bf16, to nearest even; NaN stays NaN."""
     bits = bits32(value)
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    broken = (bits >> np.uint32(16)) | np.uint32(0x40)
-    return np.uint16(broken) if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else np.uint16(rounded)
+    high = np.uint32(bits >> np.uint32(16))
+    odd = np.uint32(high & np.uint32(1))
+    rounded = np.uint32(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+    broken = np.uint32(high | np.uint32(0x40))
+    return np.uint16(broken if value != value else rounded)
+
+
+@njit(nogil=True, inline="always")
+def _off_the_tie(value, single, back, bits):  # type: ignore[no-untyped-def]
+    """The neighbouring pattern on the side of the exact value."""
+    step = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
+    return from_bits32(np.uint32(bits + step))
 
 
 @njit(nogil=True, inline="always")
@@ -67,9 +79,8 @@ def double_to_bf16(value):  # type: ignore[no-untyped-def]
     single = np.float32(value)
     back = np.float64(single)
     bits = bits32(single)
-    up = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
-    lost = (bits & np.uint32(0xFFFF)) == np.uint32(0x8000) and back != value
-    return single_to_bf16(from_bits32(bits + up if lost else bits))
+    lost = (np.uint32(bits & np.uint32(0xFFFF)) == np.uint32(0x8000)) & (back != value)
+    return single_to_bf16(_off_the_tie(value, single, back, bits) if lost else single)
 
 
 @njit(nogil=True, inline="always")
@@ -78,25 +89,25 @@ def double_to_half(value):  # type: ignore[no-untyped-def]
     single = np.float32(value)
     back = np.float64(single)
     bits = bits32(single)
-    up = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
-    even = (bits & np.uint32(1)) == np.uint32(0) and back != value and abs(back) <= 3.4028234663852886e38
-    return single_to_half(from_bits32(bits + up if even else bits))
+    even = (np.uint32(bits & np.uint32(1)) == np.uint32(0)) & (back != value)
+    even = even & (abs(back) <= 3.4028234663852886e38)
+    return single_to_half(_off_the_tie(value, single, back, bits) if even else single)
 
 
 @njit(nogil=True, inline="always")
 def mix32(value):  # type: ignore[no-untyped-def]
     """One multiply-xorshift round modulo 2**32 (see ``counter``)."""
-    value = value ^ (value >> np.uint32(16))
+    value = np.uint32(value ^ np.uint32(value >> np.uint32(16)))
     value = np.uint32(value * np.uint32(0x7FEB352D))
-    value = value ^ (value >> np.uint32(15))
+    value = np.uint32(value ^ np.uint32(value >> np.uint32(15)))
     value = np.uint32(value * np.uint32(0x846CA68B))
-    return value ^ (value >> np.uint32(16))
+    return np.uint32(value ^ np.uint32(value >> np.uint32(16)))
 
 
 @njit(nogil=True, inline="always")
 def uniform24(index, low_key, high_key):  # type: ignore[no-untyped-def]
-    """24 random bits for an element index."""
-    low, high = np.uint32(index & 0xFFFFFFFF), np.uint32(index >> 32)
-    first = mix32(np.uint32(low * np.uint32(0x9E3779B1) + low_key))
-    second = mix32(np.uint32(first ^ np.uint32(high * np.uint32(0x9E3779B1) + high_key)))
-    return second >> np.uint32(8)
+    """24 random bits for an element index, as int32."""
+    low, high = np.uint32(index), np.uint32(index >> 32)
+    first = mix32(np.uint32(np.uint32(low * np.uint32(0x9E3779B1)) + low_key))
+    offset = np.uint32(np.uint32(high * np.uint32(0x9E3779B1)) + high_key)
+    return np.int32(np.uint32(mix32(np.uint32(first ^ offset)) >> np.uint32(8)))

@@ -14,7 +14,7 @@ from smelt.numerics.blocks import LANES
 
 _SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/",
-    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and": "and", "or": "or",
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and": "&", "or": "|",
 }  # fmt: skip
 _STORED = {"BF16": "uint16", "F16": "uint16", "F32": "float32", "F64": "float64"}
 _TILE = 2048
@@ -24,7 +24,7 @@ _TILE = 2048
 class Flavour:
     """All that the text of a loop depends on."""
 
-    kind: str  # combine | sums | columns | bracket | collect
+    kind: str  # combine | sums | columns | bracket | count | collect
     structure: tuple[Any, ...]
     dtypes: tuple[str, ...]
     inputs: tuple[int, ...]
@@ -37,7 +37,7 @@ class Flavour:
 def generate(flavour: Flavour) -> str:
     """The module text of one kernel."""
     body = {
-        "combine": _combine, "sums": _sums, "columns": _columns, "bracket": _bracket, "collect": _collect,
+        "combine": _combine, "sums": _sums, "columns": _columns, "bracket": _bracket, "collect": _collect, "count": _count,
     }[flavour.kind](flavour)  # fmt: skip
     head, types = _signature(flavour)
     return (
@@ -60,6 +60,7 @@ def _signature(flavour: Flavour) -> tuple[str, str]:
             ("counts", "int64[::1]"), ("least", f"{pattern}[::1]"), ("most", f"{pattern}[::1]"),
             ("low", pattern), ("high", pattern), ("shift", pattern),
         ],
+        "count": [("pair", "int64[::1]"), ("low", pattern)],
         "collect": [("found", f"{pattern}[::1]"), ("low", pattern), ("high", pattern)],
     }  # fmt: skip
     arguments = special[flavour.kind]
@@ -276,7 +277,7 @@ def _bracket(flavour: Flavour) -> str:
     after = (
         f"more = np.{unsigned}(0)\n"
         "for j in range(tile_end - tile_start):\n"
-        f"    more += np.{unsigned}(1) if tile[j] > high else np.{unsigned}(0)\n"
+        f"    more = np.{unsigned}(more + (np.{unsigned}(1) if tile[j] > high else np.{unsigned}(0)))\n"
         "above += np.int64(more)\n" + _COMPACT.format(target="kept", base="") + "for j in range(np.int64(taken)):\n"
         "    p = kept[j]\n"
         "    b = (p - low) >> shift\n"
@@ -286,6 +287,18 @@ def _bracket(flavour: Flavour) -> str:
     )
     head = f"above = 0\nwidth = high - low\nkept = np.empty({_TILE} + 1, np.{unsigned})\n"
     return head + _tiles(flavour, after) + "return above\n"
+
+
+def _count(flavour: Flavour) -> str:
+    unsigned = "uint32" if flavour.acc == "float32" else "uint64"
+    after = (
+        f"more = np.{unsigned}(0)\nsame = np.{unsigned}(0)\n"
+        "for j in range(tile_end - tile_start):\n"
+        f"    more = np.{unsigned}(more + (np.{unsigned}(1) if tile[j] > low else np.{unsigned}(0)))\n"
+        f"    same = np.{unsigned}(same + (np.{unsigned}(1) if tile[j] == low else np.{unsigned}(0)))\n"
+        "pair[0] += np.int64(more)\npair[1] += np.int64(same)\n"
+    )
+    return _tiles(flavour, after)
 
 
 def _collect(flavour: Flavour) -> str:

@@ -26,7 +26,8 @@ from smelt.numerics.expr import Program
 from smelt.numerics.rounding import EXPONENT
 from smelt.numerics.scan import any_masked
 
-_EMPTY = np.zeros(1)
+#: kernels inline the conversions of ``bits``, so a change there must rename them
+_BITS = (Path(__file__).parent / "bits.py").read_bytes() + __version__.encode()
 
 
 def cache_folder() -> Path:
@@ -83,6 +84,11 @@ class CompiledBackend:
         self, program: Program, block: Block, acc: np.dtype, low: int, high: int, shift: int, bins: int
     ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
+        if low == high:  # a guess to be confirmed: two counts, all in vector lanes
+            pair = np.zeros(2, np.int64)
+            self._kernel(self._flavour("count", program, block, acc))(pair, unsigned(low), *self._arguments(program, block))
+            at = np.array([low], unsigned)
+            return int(pair[0]), pair[1:], at, at
         counts = np.zeros(bins, np.int64)
         least = np.full(bins, np.iinfo(unsigned).max, unsigned)
         most = np.zeros(bins, unsigned)
@@ -106,7 +112,7 @@ class CompiledBackend:
 
 def load_kernel(source: str) -> Callable[..., Any]:
     """Import generated source from the kernel cache, so that Numba can keep the machine code beside it."""
-    name = "k_" + blake2b(f"{__version__}\n{source}".encode(), digest_size=12).hexdigest()
+    name = "k_" + blake2b(_BITS + source.encode(), digest_size=12).hexdigest()
     for folder in (cache_folder() / "kernels", Path(gettempdir()) / f"smelt-kernels-{os.getuid()}"):
         try:
             path = _store(folder, name, source)

@@ -15,7 +15,7 @@ so one compiled loop serves every tensor, weight and density.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Union
 
@@ -27,7 +27,6 @@ Kind = Literal["num", "wide", "bool"]  # num: the accumulation dtype; wide: floa
 Number = Union["Sym", float, int, bool, np.number]
 Instruction = tuple[Any, ...]
 
-LEAVES = frozenset({"input", "const", "row", "col", "uniform", "index"})
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -205,6 +204,14 @@ def element_index() -> Sym:
     return Sym("index", (), "wide")
 
 
+def above_cut(values: Sym, value: float, last_tie: float) -> Sym:
+    """Truth where values exceed the cut, or equal it and stand at an index of at most ``last_tie``.
+
+    Costs one comparison: the engine splits blocks at the tie and shifts the threshold by one pattern.
+    """
+    return values > Sym("cut", (float(value), float(last_tie)), values.kind)
+
+
 def total(values: Iterable[Sym]) -> Sym:
     """Sum from the first to the last; at least one."""
     first, *rest = values
@@ -227,6 +234,7 @@ class Program:
     cols: tuple[np.ndarray, ...] = ()
     keys: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()  # the input positions that are read
+    cuts: tuple[tuple[int, float, float], ...] = ()  # (constant slot, value, index of the last equal element kept)
 
     @staticmethod
     def of(outputs: Sequence[Sym]) -> Program:
@@ -235,8 +243,33 @@ class Program:
         positions = tuple(tracer.visit(Sym.lift(output)) for output in outputs)
         return Program(
             tuple(tracer.code), positions, tuple(tracer.slots["const"]), tuple(tracer.slots["row"]),
-            tuple(tracer.slots["col"]), tuple(tracer.slots["uniform"]), tuple(sorted(tracer.read)),
+            tuple(tracer.slots["col"]), tuple(tracer.slots["uniform"]), tuple(sorted(tracer.read)), tuple(tracer.cuts),
         )  # fmt: skip
+
+    def pieces(self, start: int, size: int, acc: np.dtype) -> list[tuple[int, int, Program]]:
+        """A block cut where ties end: (start, size, program with its thresholds settled) for each piece."""
+        if not self.cuts:
+            return [(start, size, self)]
+        stop = start + size
+        ends = sorted({int(last) + 1 for _, _, last in self.cuts if start <= last < stop - 1} | {stop})
+        found = []
+        for end in ends:
+            found.append((start, end - start, self._settled(tuple(start <= last for _, _, last in self.cuts), acc)))
+            start = end
+        return found
+
+    def _settled(self, with_ties: tuple[bool, ...], acc: np.dtype) -> Program:
+        known = self._settled_programs.get((with_ties, acc))
+        if known is None:
+            consts = list(self.consts)
+            for (slot, value, _), ties in zip(self.cuts, with_ties, strict=True):
+                consts[slot] = float(np.nextafter(acc.type(value), acc.type(-np.inf))) if ties else value
+            known = self._settled_programs[(with_ties, acc)] = replace(self, consts=tuple(consts), cuts=())
+        return known
+
+    @cached_property
+    def _settled_programs(self) -> dict[Any, Program]:
+        return {}
 
     @cached_property
     def structure(self) -> tuple[Any, ...]:
@@ -267,6 +300,7 @@ class _Tracer:
         self.code: list[Instruction] = []
         self.read: set[int] = set()
         self.slots: dict[str, list[Any]] = {"const": [], "row": [], "col": [], "uniform": []}
+        self.cuts: list[tuple[int, float, float]] = []
         self._seen: dict[int, int] = {}
         self._known: dict[Instruction, int] = {}
         self._alive: list[Sym] = []  # ids stay unique only while nodes live
@@ -284,6 +318,10 @@ class _Tracer:
         if node.op == "input":
             self.read.add(node.args[0])
             return ("input", node.args[0])
+        if node.op == "cut":
+            self.cuts.append((len(self.slots["const"]), *node.args))
+            self.slots["const"].append(node.args[0])
+            return ("const", len(self.slots["const"]) - 1)
         if node.op in self.slots:
             slots = self.slots[node.op]
             if node.op in ("uniform",) and node.args[0] in slots:

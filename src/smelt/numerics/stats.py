@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smelt.numerics.counter import stream_key
-from smelt.numerics.expr import Sym, element_index, where, wide
+from smelt.numerics.expr import Sym, above_cut, where, wide
 
 Scope = Literal["tensor", "layer", "model"]
 Axis = Literal["row", "column"]
@@ -72,9 +72,7 @@ class Cut:
             return values >= 0.0
         if self.value == inf:
             return values > inf
-        if self.index == inf:
-            return values >= self.value
-        return (values > self.value) | ((values == self.value) & (element_index() <= wide(self.index)))
+        return above_cut(values, self.value, self.index)
 
 
 KEEP_ALL = Cut(-1.0)
