@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, LiveServer, answer_rows, environment, wait_for, write_rows
 from judge_server import letter_bias
+from judge_tools import SCRIPT, LiveServer, answer_rows, environment, wait_for, write_rows
 from test_judge_data import ROWS
 from typer.testing import CliRunner, Result
 
@@ -252,17 +253,22 @@ def test_planning_answers_in_one_line() -> None:
     ],
 )
 def test_errors_are_one_line_with_advice_and_exit_code_2(
-    server: LiveServer, answers: tuple[Path, Path], tmp_path: Path, more: list[str], message: str
+    server: LiveServer,
+    answers: tuple[Path, Path],
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = judge_words(server, *answers, tmp_path / "ab.jsonl")[1:]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, words), *more],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "ab.report.json").exists()
+    monkeypatch.setattr(sys, "argv", ["judgebench_eval.py", *map(str, words), *more])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert not (tmp_path / "ab.jsonl").exists() and not (tmp_path / "ab.report.json").exists()
 
 
 def test_an_interrupt_keeps_what_was_judged(server: LiveServer, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import environment, write_rows
+from judge_tools import environment, write_rows
 
 from smelt.core.errors import EvaluationError
 from smelt.evaluate.extract import extract_answer, last_boxed, normal_form, same_answer, score_exact

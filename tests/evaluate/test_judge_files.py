@@ -9,7 +9,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from conftest import answer_rows, write_rows
+from judge_tools import answer_rows, write_rows
 
 from smelt.core.errors import EvaluationError
 from smelt.evaluate.pickles import convert_pickle, load_plain_pickle

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, LiveServer, answer_rows, environment, wait_for, write_rows
 from judge_server import letter_bias
+from judge_tools import SCRIPT, LiveServer, answer_rows, environment, wait_for, write_rows
 
 from smelt.core.errors import EvaluationError
 from smelt.evaluate.client import Endpoint

@@ -193,6 +193,8 @@ def run(
     asks = plan_all(pairs, plan)
     if plan.scoring == "graded":
         collect([], plan.judges[0], {}, scoring="graded")  # refuse before any request
+    if asks and not plan.out.exists():
+        plan.endpoint.key()  # a missing key leaves no empty file behind
     with Journal(plan.out) as journal:
         progress = run_asks(asks, journal, plan.endpoint, plan.limits, on_change)
         outcomes = {
