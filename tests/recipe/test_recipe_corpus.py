@@ -1,4 +1,4 @@
-"""Every recipe of the two corpora: wrong ones give exactly the messages written beside them, good ones load."""
+"""Every recipe of the two corpora: wrong ones give exactly the messages beside them, good ones load."""
 
 from __future__ import annotations
 

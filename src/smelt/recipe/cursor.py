@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smelt.core.errors import Problem, did_you_mean
-from smelt.recipe.document import Document, YamlPath
+from smelt.recipe.document import Document, YamlPath, shorten
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Cursor:
     def shown(self) -> str:
         """The value for messages, as the user wrote it, shortened."""
         text = self.spelled or describe(self.raw)
-        return text if len(text) <= 60 else text[:57] + "..."
+        return shorten(text)
 
     @property
     def where(self) -> str:
@@ -63,7 +63,7 @@ class Cursor:
 
     def error(self, what: str, expected: str = "", fix: str = "") -> None:
         """Collect an error at this place."""
-        self.findings.errors.append(Problem(what, self.where, expected, fix))
+        self.findings.errors.append(Problem(shorten(what, 400), self.where, expected, shorten(fix, 600)))
         self.findings.places.update((id(self.document), self.path[:n]) for n in range(len(self.path) + 1))
 
     @property
@@ -73,7 +73,7 @@ class Cursor:
 
     def warn(self, what: str, expected: str = "", fix: str = "") -> None:
         """Collect a warning at this place."""
-        self.findings.warnings.append(Problem(what, self.where, expected, fix))
+        self.findings.warnings.append(Problem(shorten(what, 400), self.where, expected, fix))
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -65,10 +65,15 @@ def show_path(path: YamlPath) -> str:
         if not isinstance(step, str):
             shown += f"[{step}]"
         elif _IDENTIFIER.fullmatch(step):
-            shown += f".{step}" if shown else step
+            shown += f".{shorten(step)}" if shown else shorten(step)
         else:
-            shown += f"[{step!r}]"
+            shown += f"[{shorten(repr(step))}]"
     return shown
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """Text that fits into a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @dataclass(slots=True)
@@ -184,7 +189,7 @@ class _Composer:
                 continue
             if key.value in pairs:
                 self.problems.append(
-                    Problem(f"key {key.value!r} stands twice", self.where(key.line),
+                    Problem(f"key {shorten(repr(key.value))} stands twice", self.where(key.line),
                             fix=f"remove one of them; the first is on line {pairs[key.value][0]}")
                 )  # fmt: skip
             pairs[key.value] = (key.line, value)

@@ -121,7 +121,8 @@ class Recipe(_Frozen):
     )
     parameters: Parameters = Field(default_factory=dict, description="Settings of the whole merge.")
     dtype: str | None = Field(
-        default=None, description="Type the inputs are read as, and the output's unless out_dtype."
+        default=None,
+        description="Type of the output's tensors unless out_dtype is set; arithmetic is float32 or wider.",
     )
     out_dtype: str | None = Field(default=None, description="Type of the output's tensors.")
     seed: int | None = Field(

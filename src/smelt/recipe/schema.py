@@ -203,8 +203,8 @@ def _token() -> Schema:
 
 def _dtype() -> Schema:
     short = [spelling for others in DTYPES.values() for spelling in others]
-    torch = [f"torch.{name}" for name in DTYPES]
-    return {"anyOf": [{"enum": list(DTYPES)}, {"enum": short + torch}]}
+    others = [*short, *(spelling.upper() for spelling in short), *(f"torch.{name}" for name in DTYPES)]
+    return {"anyOf": [{"enum": list(DTYPES)}, {"enum": others}]}
 
 
 def _chat_template() -> Schema:
