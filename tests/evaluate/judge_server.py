@@ -132,6 +132,7 @@ def build_app(options: argparse.Namespace) -> Any:
             return fail(429, "too many requests", **{"retry-after-ms": "50"})
         busy += 1
         note("start", asked)
+        note("busy", str(busy))
         try:
             await asyncio.sleep(options.delay)
             reply = chat.answer(body)
