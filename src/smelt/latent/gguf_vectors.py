@@ -168,7 +168,16 @@ def write_gguf(path: str | Path, directions: Mapping[int, Vector], model_hint: s
         head += [_text(f"direction.{layer}"), struct.pack("<IQIQ", 1, vector.size, F32, size)]
         body.append(_aligned(raw))
         size += len(body[-1])
-    Path(path).write_bytes(_aligned(b"".join(head)) + b"".join(body))
+    write_whole(Path(path), _aligned(b"".join(head)) + b"".join(body))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """All or nothing: a file beside the target, then one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(data)
+    partial.replace(path)
+    return path
 
 
 def _text(text: str) -> bytes:

@@ -13,7 +13,7 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +107,7 @@ class Session:
         self._live: dict[int, weakref.ref[Intervention]] = {}
         self.deliberate: set[int] = set()
         self._local = threading.local()
+        self._wrapper: LatentMergedForCausalLM | None = None
 
     @classmethod
     def of(cls, base: nn.Module) -> Session:
@@ -194,11 +195,12 @@ class Session:
             if value is not None:
                 base.__dict__[name] = value
         del self._forward, self._generate
+        self._wrapper = None
 
     # ------------------------------------------------------------------ running
 
     def wrapper(self) -> LatentMergedForCausalLM:
-        """The wrapper over the base and all donors asked for now."""
+        """The wrapper over the base and all donors asked for now; a new one when the donors change."""
         base = self._base()
         assert base is not None
         donors = _distinct(wish.donors for wish in self._wishes())
@@ -206,8 +208,11 @@ class Session:
             if donor is not base and Session.active(donor) is not None:
                 what = f"the donor has {', '.join(Session.of(donor).names())} attached, which would not act"
                 raise LatentError(what, fix="remove() it first")
-        with self.inside():
-            return wrap(base, donors)
+        with _LOCK, self.inside():
+            kept = self._wrapper
+            if kept is None or not _same(kept.donors, donors):
+                kept = self._wrapper = wrap(base, donors)
+            return kept
 
     def _wishes(self) -> list[Wish]:
         return [item.wish() for item in self._items()]
@@ -277,11 +282,16 @@ class _Detour:
         return type(None), ()
 
 
-def _distinct(groups: Iterator[tuple[nn.Module, ...]] | Any) -> list[nn.Module]:
+def _distinct(groups: Iterable[tuple[nn.Module, ...]]) -> list[nn.Module]:
     found: list[nn.Module] = []
     for group in groups:
         found += [model for model in group if not any(model is known for known in found)]
     return found
+
+
+def _same(left: Iterable[nn.Module], right: Sequence[nn.Module]) -> bool:
+    found = list(left)
+    return len(found) == len(right) and all(a is b for a, b in zip(found, right, strict=True))
 
 
 def _spread(site: Site, own: tuple[nn.Module, ...], donors: list[nn.Module]) -> Site:

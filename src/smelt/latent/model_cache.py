@@ -12,7 +12,6 @@ import torch
 
 from smelt.core.errors import LatentError, MissingExtraError
 from smelt.latent.interventions import Session
-from smelt.latent.wrapping import forget
 
 _MODEL_CACHE: dict[Hashable, Any] = {}
 _TOKENIZER_CACHE: dict[Hashable, Any] = {}
@@ -70,7 +69,6 @@ def clear_model_cache() -> None:
     with _LOCK:
         for model in _MODEL_CACHE.values():
             Session.of(model).release_all()
-            forget(model)
         _MODEL_CACHE.clear()
         _TOKENIZER_CACHE.clear()
     if torch.cuda.is_available():

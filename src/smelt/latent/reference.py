@@ -144,9 +144,9 @@ def ensemble_generate(
     published), ``logprobs`` or ``probs``.
     """
     how, generate = _decoding(max_new_tokens, top_p, temperature, more)
-    ensemble = wrap_ensemble([base_model, ft_model], tokenizer)
-    with ensemble.using(_logit_mix(op, beta_schedule or beta, how.max_new_tokens)):
-        return answer(ensemble, base_model, tokenizer, messages, how, generate)
+    mix = _logit_mix(op, beta_schedule or beta, how.max_new_tokens)
+    ensemble = wrap_ensemble([base_model, ft_model], mix, tokenizer)
+    return answer(ensemble, base_model, tokenizer, messages, how, generate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smelt._version import __version__
 from smelt.core.errors import CheckpointError, LatentError
-from smelt.latent.gguf_vectors import MAGIC, read_gguf, write_gguf
+from smelt.latent.gguf_vectors import MAGIC, read_gguf, write_gguf, write_whole
 
 FORMAT = "smelt.steering.v1"
 
@@ -170,7 +170,7 @@ class SteeringVector:
             "made": json.dumps(dict(self.made), sort_keys=True),
         }
         tensors = {str(layer): vector.contiguous() for layer, vector in self.vectors.items()}
-        return _write(path, save(tensors, metadata))
+        return write_whole(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path, *, at: str = "input", n_layers: int | None = None) -> SteeringVector:
@@ -194,7 +194,7 @@ class SteeringVector:
         """
         early = [layer for layer in self.layers if layer < 2]
         if early and not drop_early:
-            fix = "pass drop_early=True, or select() the layers from 2 on"
+            fix = "pass drop_early=True (--drop-early), or select() the layers from 2 on (--layers)"
             raise LatentError(
                 f"GGUF control vectors have no place for layers {early}", where=str(path), fix=fix
             )
@@ -278,12 +278,3 @@ def _layer_of(name: str, path: Path) -> int:
             f"tensor {name!r}", where=str(path), expected="a layer number, as in '20' or 'layer.20'"
         )
     return int(number)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """All or nothing: a file beside the target, then one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(data)
-    partial.replace(path)
-    return path

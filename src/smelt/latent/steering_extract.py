@@ -86,9 +86,10 @@ def extract_contrast(
 ) -> SteeringVector:
     """What tells the positive prompts from the negative ones, per layer (default: 1..n).
 
-    ``mean``: difference of the means. ``pca_diff``: first principal direction of the pairwise differences
-    around their mean; ``pca_center``: of all states, each pair centred on its own middle. PCA directions have
-    length 1 and point to the side where more positives than negatives lie; prompts must come in pairs.
+    ``mean``: difference of the means. ``pca_center``: first principal direction of all states, each pair
+    centred on its own middle. ``pca_diff``: the same of the pairwise differences around their mean, as repeng
+    does by default; what all pairs have in common is taken away, so it wants pairs that vary in strength. PCA
+    directions have length 1 and point to where more positives than negatives lie; prompts come in pairs.
     """
     _choose(method, METHODS, "method")
     rows = encode_all(tokenizer, positive), encode_all(tokenizer, negative)

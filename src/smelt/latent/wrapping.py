@@ -1,70 +1,60 @@
-"""One wrapper per set of models, made once: comparing tokenizers and shared layers takes time."""
+"""Short-lived wrappers over loaded models: made in milliseconds, gone with their last reference."""
 
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from smelt.latent.ensemble import EnsembleForCausalLM
+from smelt.latent.ensemble import EnsembleConfig, EnsembleForCausalLM, LogitMix
 from smelt.latent.modeling import LatentMergedForCausalLM
 
-_LOCK = threading.RLock()
-_SLOT = "_smelt_wrappers"
-
-
-class _Holder:
-    """Keeps wrappers on a model without becoming part of it: copies and pickles leave them behind."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, tuple[list[nn.Module], Any]] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Holder:
-        return _Holder()
-
-    def __reduce__(self) -> tuple[type[_Holder], tuple[()]]:
-        return _Holder, ()
-
-
-def _kept(kind: str, models: Sequence[nn.Module], make: Callable[[], Any]) -> Any:
-    """The wrapper of these very models. It is kept on the last one, so it lives no longer than they do."""
-    with _LOCK:
-        holder = models[-1].__dict__.setdefault(_SLOT, _Holder())
-        known, wrapper = holder.kept.get(kind, ([], None))
-        if len(known) == len(models) and all(a is b for a, b in zip(known, models, strict=True)):
-            return wrapper
-        wrapper = make()
-        holder.kept[kind] = (list(models), wrapper)
-        return wrapper
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def wrap(base: nn.Module, donors: Sequence[nn.Module] = (), tokenizer: Any = None) -> LatentMergedForCausalLM:
-    """A latent merge of these models without sites: pass sites to ``generate`` or ``using``."""
+    """A latent merge of these models without sites: pass sites to ``generate`` or ``using``.
 
-    def make() -> LatentMergedForCausalLM:
-        return LatentMergedForCausalLM.from_models(base, list(donors), tokenizer=tokenizer)
+    The tokenizers are read and compared the first time that a donor meets a base.
+    """
+    if _known(base, donors):
+        skip = object()
+        return LatentMergedForCausalLM.from_models(
+            base, list(donors), tokenizer=skip, donor_tokenizers=[skip] * len(donors)
+        )
+    made = LatentMergedForCausalLM.from_models(base, list(donors), tokenizer=tokenizer)
+    _remember(base, donors)
+    return made
 
-    return _kept("merge", [base, *donors], make)
 
-
-def wrap_ensemble(models: Sequence[nn.Module], tokenizer: Any = None) -> EnsembleForCausalLM:
-    """An ensemble of these models: pass the way to combine to ``using``."""
-    return _kept(
-        "ensemble", models, lambda: EnsembleForCausalLM.from_models(list(models), tokenizer=tokenizer)
-    )
+def wrap_ensemble(models: Sequence[Any], mix: LogitMix, tokenizer: Any = None) -> EnsembleForCausalLM:
+    """An ensemble of these models; tokenizers are compared the first time."""
+    base, *others = models
+    if not _known(base, others):
+        EnsembleForCausalLM.from_models(list(models), tokenizer=tokenizer)
+        _remember(base, others)
+    make: Any = EnsembleConfig
+    config = make(base_config=base.config, architectures=[EnsembleForCausalLM.__name__])
+    config._attn_implementation = base.config._attn_implementation
+    config.dtype = base.dtype
+    return EnsembleForCausalLM(config, list(models), mix)
 
 
 def configured(wrapper: Any, generation_config: Any) -> Any:
     """The same wrapper for one caller, with a generation config of its own."""
     view = copy.copy(wrapper)
+    view.__dict__["_owner"] = wrapper  # whose end would take the hooks away
     view.generation_config = generation_config
     return view
 
 
-def forget(model: nn.Module) -> None:
-    """Drop the wrappers kept on a model."""
-    with _LOCK:
-        model.__dict__.pop(_SLOT, None)
+def _known(base: nn.Module, donors: Sequence[nn.Module]) -> bool:
+    return all(base in _COMPARED.get(donor, ()) for donor in donors) and bool(donors)
+
+
+def _remember(base: nn.Module, donors: Sequence[nn.Module]) -> None:
+    for donor in donors:
+        _COMPARED.setdefault(donor, weakref.WeakSet()).add(base)
