@@ -94,11 +94,11 @@ def add_elected(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize
     The election runs in float64: task vectors of 16-bit models often cancel exactly, and a rounded sum would
     then vote at random.
     """
-    votes = [wide(w) * wide(delta) for w, delta in zip(weight, deltas, strict=True)]
-    positive = total(votes) >= 0.0
-    agree = [where(positive, vote > 0.0, vote < 0.0) for vote in votes]
-    mix = total(where(yes, narrow(vote), 0.0) for yes, vote in zip(agree, votes, strict=True))
+    votes = total(wide(w) * wide(delta) for w, delta in zip(weight, deltas, strict=True))
+    side = narrow(where(votes >= 0.0, 1.0, -1.0))
+    along = [delta * w * side for w, delta in zip(weight, deltas, strict=True)]  # positive: agrees
+    mix = total(where(part > 0.0, part, 0.0) for part in along)
     if normalize:
-        share = total(where(yes, w, 0.0) for yes, w in zip(agree, weight, strict=True))
+        share = total(where(part > 0.0, w, 0.0) for part, w in zip(along, weight, strict=True))
         mix = mix / where(share == 0.0, 1.0, share)
-    return base + mix * scale
+    return base + mix * side * scale
