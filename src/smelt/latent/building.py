@@ -24,7 +24,7 @@ def build(
     settings: Settings,
     engine: str = "auto",
     *,
-    depth: int | None = None,
+    depth: int | str | None = None,
     dtype: Any = None,
     device: Any = None,
     donor_quant: str | None = None,
@@ -38,7 +38,7 @@ def build(
 ) -> Any:
     """Wrap ``base`` and ``donors`` (loaded models, paths, ``ModelRef`` or recipe dicts).
 
-    ``depth``: donor layers to load, when later sites may go deeper than ``settings`` ask for now. ``share``: let
+    ``depth``: donor layers to load (a number or "all"), when later sites may go deeper than the first ones. ``share``: let
     donors loaded here use the base's tensors where they are bit-equal. ``calibration``: token batches to fit a
     projection for donors of another width. The tokenizers, given or found beside the weights, are compared.
     """
@@ -55,15 +55,13 @@ def build(
     depths: list[int | None] = []
     for index, (item, ref) in enumerate(zip(items, refs, strict=True)):
         given = donor_tokenizers[index] if donor_tokenizers else None
-        theirs = given or load_tokenizer(ref or _self_ref(item), folder)
-        check_tokenizers(tokenizer, theirs, index)
-        full = None if ref is None else reference_depth(ref, folder)
+        source = _self_ref(item) if ref is None else ModelRef(ref.adapter) if ref.adapter else ref
+        check_tokenizers(tokenizer, given or load_tokenizer(source, folder), index)
+        full = None if ref is None else _base_depth(base) if ref.adapter else reference_depth(ref, folder)
         wanted = None if ref is None else _donor_depth(settings, base, full, depth)
-        model = (
-            item
-            if ref is None
-            else load_donor(ref, base, depth=wanted, quant=donor_quant, folder=folder, **load)
-        )
+        model = item
+        if ref is not None:
+            model = load_donor(ref, base, depth=wanted, quant=donor_quant, folder=folder, **load)
         check_vocab_rows(base, model, tokenizer, index)
         models.append(model)
         depths.append(full)
@@ -115,14 +113,18 @@ def _share(model: Any, refs: Sequence[ModelRef | None]) -> None:
             alias(model.tower(-1), tower.decoder)
 
 
-def _donor_depth(settings: Settings, base: Any, full: int | None, depth: int | None) -> int | None:
+def _donor_depth(settings: Settings, base: Any, full: int | None, depth: int | str | None) -> int | None:
     """Donor layers that the sites need; all of them when nothing says so."""
     if depth is not None:
-        return depth
-    count = base.config.get_text_config(decoder=True).num_hidden_layers
+        return None if depth == "all" else int(depth)
+    count = _base_depth(base)
     if not settings.sites or full is None or full != count or any(s.donor_layers for s in settings.sites):
         return None
     return max(1, *(resolve_layer(site.layer, count) for site in settings.sites))
+
+
+def _base_depth(base: Any) -> int:
+    return int(base.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _self_ref(model: Any) -> ModelRef:
@@ -140,7 +142,7 @@ def _self_ref(model: Any) -> ModelRef:
 def check_paths(recipe: LatentRecipe) -> None:
     """A recipe on disk must name every model."""
     for role, ref in [("base", recipe.base), *((f"donor {i}", ref) for i, ref in enumerate(recipe.donors))]:
-        if not ref.path:
+        if not ref.path and not ref.adapter:
             raise LatentError(
                 "this model was never saved or loaded, so a recipe cannot name it",
                 where=role,

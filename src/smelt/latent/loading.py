@@ -12,9 +12,13 @@ from typing import Any
 from smelt.core.errors import LatentError
 from smelt.latent.recipe import ModelRef
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 
 def place(ref: ModelRef, folder: Path | None) -> str:
     """The path of a reference: relative ones are looked up beside the recipe first."""
+    if not ref.path:
+        return ""
     if folder is not None and not Path(ref.path).is_absolute() and (folder / ref.path).exists():
         return str(folder / ref.path)
     return ref.path
@@ -109,7 +113,7 @@ def load_tokenizer(ref: ModelRef, folder: Path | None = None) -> Any:
     from transformers import AutoTokenizer
 
     path = place(ref, folder)
-    if not path:
+    if not path or (Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)):
         return None
     try:
         return AutoTokenizer.from_pretrained(path, revision=ref.revision or "main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def load_lora_donor(ref: ModelRef, base: Any, depth: int | None, folder: Path | 
             decoder.config.layer_types = list(decoder.config.layer_types)[:depth]
     _check_adapter(path, depth)
     try:
-        wrapped = PeftModel.from_pretrained(skeleton, path, is_trainable=False).eval()
+        with warnings.catch_warnings():  # PEFT still reads a name that transformers renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = PeftModel.from_pretrained(skeleton, path, is_trainable=False).eval()
     except (OSError, ValueError) as error:
         raise LatentError(f"cannot use the adapter {path!r}: {str(error).splitlines()[0]}",
                           expected="a PEFT adapter directory trained on this base") from error  # fmt: skip

@@ -132,9 +132,12 @@ class Steer:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Where a model comes from: a directory or hub name, and how to hold it."""
+    """Where a model comes from: a directory or hub name, and how to hold it.
 
-    path: str
+    A donor with an ``adapter`` (a PEFT directory or hub name) is the base plus that adapter and needs no path.
+    """
+
+    path: str = ""
     revision: str | None = None
     dtype: str | None = None
     quant: str | None = None

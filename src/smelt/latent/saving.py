@@ -89,7 +89,7 @@ def _embed(model: Any, recipe: LatentRecipe, folder: Path) -> LatentRecipe:
     for index, (donor, ref) in enumerate(zip(model.donors, recipe.donors, strict=True)):
         if hasattr(donor, "smelt_adapter"):
             donor.smelt_adapter.save_pretrained(folder / "donors" / str(index))
-            donors.append(replace(ref, path="base", adapter=f"donors/{index}", revision=None))
+            donors.append(replace(ref, path="", adapter=f"donors/{index}", revision=None))
             continue
         if ref.quant:
             raise LatentError(
@@ -106,6 +106,8 @@ def _relative(ref: ModelRef, folder: Path) -> ModelRef:
     """Paths inside the saved directory become relative; other local paths absolute; hub names stay."""
 
     def fix(path: str) -> str:
+        if not path:
+            return path
         if (folder / path).exists() and not Path(path).is_absolute():
             return path
         if not Path(path).exists():

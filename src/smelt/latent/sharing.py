@@ -56,7 +56,7 @@ def shared_prefix(base: Decoder, donor: Decoder) -> int:
 
 
 def _same_numbers(base: Decoder, donor: Decoder) -> bool:
-    ignored = ("num_hidden_layers", "layer_types", "vocab_size", "dtype", "use_cache", "max_window_layers")
+    ignored = ("num_hidden_layers", "layer_types", "dtype", "use_cache", "smelt_full_depth")
     left, right = base.config.to_dict(), donor.config.to_dict()
     keys = {
         key

@@ -88,5 +88,9 @@ def _fetch(path: str, revision: str | None, shard: str) -> Path:
             )
         return file.resolve()
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    return Path(hf_hub_download(path, shard, revision=revision)).resolve()
+    try:
+        return Path(hf_hub_download(path, shard, revision=revision)).resolve()
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise LatentError(f"cannot get {shard} of {path!r}: {str(error).splitlines()[0]}") from error
