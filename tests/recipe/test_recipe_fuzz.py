@@ -28,7 +28,7 @@ DATA = [case["recipe"] for case in yaml.safe_load((HERE / "good_recipes.yml").re
 DATA = [parse_yaml(text)[0].data for text in DATA]
 VALIDATOR = jsonschema.Draft202012Validator(json_schema(METHODS))
 
-bounded = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 WORDS = [
     "merge_method", "models", "slices", "modules", "sources", "model", "parameters", "base_model",

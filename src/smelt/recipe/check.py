@@ -10,7 +10,7 @@ from smelt.core.method import MethodSpec, Param
 from smelt.recipe.cursor import Cursor
 from smelt.recipe.model import Entry, Node, Recipe, Source
 from smelt.recipe.setting import Setting
-from smelt.recipe.settings import Vocabulary
+from smelt.recipe.vocabulary import Vocabulary
 
 Parameters = Mapping[str, Setting]
 
@@ -187,7 +187,10 @@ def _check_count(cursor: Cursor, context: Context, members: Sequence[Entry | Sou
     besides = (
         " besides the base" if apart else ", the base being one of them" if spec.base == "member" else ""
     )
-    cursor.error(f"{spec.name} got {count} model{'s' if count != 1 else ''}{besides}", f"{wanted} {noun}")
+    fix = "to copy one model, use `merge_method: passthrough`" if apart and count == 0 else ""
+    cursor.error(
+        f"{spec.name} got {count} model{'s' if count != 1 else ''}{besides}", f"{wanted} {noun}", fix
+    )
 
 
 def _check_required(

@@ -1,15 +1,14 @@
-"""Readers of single fields that mean the same wherever they stand: keys, text, numbers, dtypes, templates."""
+"""Readers of single fields that mean the same wherever they stand: text, numbers, dtypes, templates."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from smelt.recipe.cursor import Cursor, nearest
 from smelt.recipe.reference import locate
 from smelt.recipe.setting import read_number
-from smelt.recipe.settings import Vocabulary, unknown_parameter_fix
 
 DTYPES: dict[str, tuple[str, ...]] = {
     "bfloat16": ("bf16",),
@@ -19,28 +18,6 @@ DTYPES: dict[str, tuple[str, ...]] = {
 }
 CHAT_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 MIN_TEMPLATE = 20  # characters; shorter text with a brace in it is more likely a slip
-
-#: where a key of the recipe language stands, for those who put it elsewhere
-_HOMES = {
-    "model": "in the items of `models:` or `sources:`",
-    "sources": "in the items of `slices:`",
-    "layer_range": "in the items of `sources:`",
-    "residual_weight": "in the items of `slices:`",
-    "slices": "at the top of a recipe or in a module",
-    "modules": "at the top of a recipe",
-    "merge_method": "at the top of a recipe",
-    "dtype": "at the top of a recipe",
-    "out_dtype": "at the top of a recipe",
-    "tokenizer_source": "at the top of a recipe",
-    "tokenizer": "at the top of a recipe",
-    "chat_template": "at the top of a recipe",
-    "pad_to_multiple_of": "under `tokenizer:`",
-    "tokens": "under `tokenizer:`",
-    "filter": "beside `value:` in a parameter's list",
-    "value": "in a parameter's list, beside `filter:`",
-    "revision": "beside `path:` in the mapping form of a model",
-    "lora": "beside `model:` in the mapping form of a model",
-}
 
 _SPELLINGS = {spelling: name for name, others in DTYPES.items() for spelling in (name, *others)}
 
@@ -62,35 +39,6 @@ def read_items(cursor: Cursor, what: str) -> list[Cursor]:
     fix = "put a dash in front of each item" if isinstance(cursor.raw, Mapping) else ""
     cursor.error(f"{cursor.key} is {cursor.shown()}", f"a list of {what}", fix)
     return []
-
-
-def refuse_unknown_keys(cursor: Cursor, known: Collection[str], words: Vocabulary) -> None:
-    """An error for each key the recipe language does not have here, with what was probably meant."""
-    for key in cursor.raw:
-        if key not in known:
-            cursor.child(key).error(f"unknown key {key!r}", fix=_key_fix(cursor, str(key), known, words))
-
-
-def _key_fix(cursor: Cursor, key: str, known: Collection[str], words: Vocabulary) -> str:
-    """Advice for an unknown key: a parameter beside its block, a slip of the pen, or the list of keys."""
-    parameters = "parameters" in known
-    if parameters and key in words.names:
-        value = cursor.child(key).shown() if not isinstance(cursor.raw[key], Mapping | list) else "..."
-        if "parameters" in cursor.raw and cursor.raw["parameters"] is None:
-            return f"indent {key!r} so that it stands under `parameters:`"
-        return f"it is a parameter: write `parameters: {{{key}: {value}}}`"
-    if key in _HOMES:
-        return f"it belongs {_HOMES[key]}"
-    near = nearest(key, list(known))
-    if near.startswith("did you mean"):
-        return near
-    if parameters and words.names:
-        fix = unknown_parameter_fix(key, words)
-        if fix.startswith("did you mean"):
-            return f"{fix} It is a parameter and belongs under `parameters:`"
-        if words.owners(key):
-            return f"it is a parameter of {', '.join(words.owners(key)[:4])}, which this recipe does not use"
-    return near
 
 
 def read_text(cursor: Cursor, what: str) -> str | None:

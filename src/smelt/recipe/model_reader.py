@@ -14,9 +14,7 @@ from smelt.recipe.reference import (
     locate,
     parse_reference,
 )
-from smelt.recipe.settings import Vocabulary
-
-_NO_WORDS = Vocabulary()
+from smelt.recipe.vocabulary import refuse_unknown_keys
 
 
 def read_plain_reference(cursor: Cursor) -> ModelRef | None:
@@ -49,7 +47,7 @@ def read_reference(cursor: Cursor) -> ModelRef | None:
             _warn_about_revision(cursor, ref)
         return ref
     before = len(cursor.findings.errors)
-    fields.refuse_unknown_keys(cursor, ("model", "lora", "override_architecture"), _NO_WORDS)
+    refuse_unknown_keys(cursor, ("model", "lora", "override_architecture"))
     if not cursor.has("model"):
         cursor.error("model is missing", "{model: PATH, lora: PATH} or {path: PATH, revision: REV}")
     model, lora = (_read_path(cursor.child(key)) if cursor.has(key) else None for key in ("model", "lora"))
@@ -79,7 +77,7 @@ def _read_path(cursor: Cursor) -> ModelPath | None:
         path = fields.read_text(cursor, "a path, or {path, revision}")
         return None if path is None else ModelPath(path=locate(path, folder))
     before = len(cursor.findings.errors)
-    fields.refuse_unknown_keys(cursor, ("path", "revision"), _NO_WORDS)
+    refuse_unknown_keys(cursor, ("path", "revision"))
     if not cursor.has("path"):
         cursor.error("path is missing", "{path, revision}")
         return None

@@ -13,8 +13,9 @@ from smelt.recipe.cursor import Cursor, nearest
 from smelt.recipe.model import Entry, Module, Node, Recipe, Slice, Source
 from smelt.recipe.model_reader import read_reference, read_text_reference
 from smelt.recipe.reference import ModelRef, find_on_disk, is_recipe_name, locate
-from smelt.recipe.settings import Vocabulary, read_parameters
+from smelt.recipe.settings import read_parameters
 from smelt.recipe.tokens import check_token_models, read_tokenizer, read_tokenizer_source
+from smelt.recipe.vocabulary import Vocabulary, refuse_unknown_keys
 
 MAX_NESTING = 16
 MAX_RECIPES = 256
@@ -45,7 +46,7 @@ def read_recipe(cursor: Cursor, scope: Scope) -> Recipe | None:
     spec = _read_method(cursor, scope)
     words = Vocabulary(spec, scope.methods)
     known = [name for name in Recipe.model_fields if name != "warnings"]
-    fields.refuse_unknown_keys(cursor, known, words)
+    refuse_unknown_keys(cursor, known, words)
     base = read_node(cursor.child("base_model"), scope) if cursor.has("base_model") else None
     parameters = read_parameters(cursor.child("parameters"), words, "recipe")
     context = check.Context(spec, words, base, (parameters,), has_base=cursor.has("base_model"))
@@ -132,7 +133,7 @@ def _read_entry(cursor: Cursor, scope: Scope, context: check.Context) -> Entry |
         return None
     if not fields.read_mapping(cursor, "{model, parameters}"):
         return None
-    fields.refuse_unknown_keys(cursor, Entry.model_fields, context.words)
+    refuse_unknown_keys(cursor, Entry.model_fields, context.words)
     parameters = read_parameters(cursor.child("parameters"), context.words, "model")
     node = _read_member(cursor, scope)
     return Entry(model=node, parameters=parameters) if node is not None else None
@@ -157,7 +158,7 @@ def _read_slice(cursor: Cursor, scope: Scope, context: check.Context) -> Slice |
     """One of ``slices:``."""
     if not fields.read_mapping(cursor, "{sources}"):
         return None
-    fields.refuse_unknown_keys(cursor, Slice.model_fields, context.words)
+    refuse_unknown_keys(cursor, Slice.model_fields, context.words)
     base = read_node(cursor.child("base_model"), scope) if cursor.has("base_model") else None
     parameters = read_parameters(cursor.child("parameters"), context.words, "slice")
     context = context.inside(parameters, base, cursor.has("base_model"))
@@ -187,7 +188,7 @@ def _read_source(cursor: Cursor, scope: Scope, context: check.Context) -> Source
     """One of ``sources:``."""
     if not fields.read_mapping(cursor, "{model, layer_range, parameters}"):
         return None
-    fields.refuse_unknown_keys(cursor, Source.model_fields, context.words)
+    refuse_unknown_keys(cursor, Source.model_fields, context.words)
     parameters = read_parameters(cursor.child("parameters"), context.words, "model")
     node = _read_member(cursor, scope)
     layers = _read_layer_range(cursor)
@@ -229,7 +230,7 @@ def _read_module(cursor: Cursor, scope: Scope, context: check.Context) -> Module
     """One of ``modules:``."""
     if not fields.read_mapping(cursor, "{models or slices, parameters}"):
         return None
-    fields.refuse_unknown_keys(cursor, Module.model_fields, context.words)
+    refuse_unknown_keys(cursor, Module.model_fields, context.words)
     parameters = read_parameters(cursor.child("parameters"), context.words, "module")
     return Module(
         parameters=parameters, **_read_form(cursor, scope, context.inside(parameters), ("models", "slices"))

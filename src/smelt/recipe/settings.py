@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from smelt.core.errors import RecipeError
-from smelt.core.method import MethodSpec, Param
+from smelt.core.method import Param
 from smelt.recipe.cursor import Cursor, Findings, describe, nearest
 from smelt.recipe.document import Document
 from smelt.recipe.setting import LARGEST, Rule, Scalar, Setting, passes, read_number
+from smelt.recipe.vocabulary import Vocabulary, unknown_parameter_fix
 
 LevelName = Literal["model", "slice", "module", "recipe"]
 
 _SHAPES = "a value, a list of values, {value, filter}, or a list of {value, filter}"
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The parameters a recipe may name: those of its method, and those of all others for advice."""
-
-    spec: MethodSpec | None = None
-    methods: Mapping[str, MethodSpec] = field(default_factory=dict)
-
-    def owners(self, name: str) -> list[str]:
-        """Methods that have a parameter of that name."""
-        return [method for method, spec in self.methods.items() if spec.param(name) is not None]
-
-    @property
-    def names(self) -> list[str]:
-        """Parameter names of the chosen method."""
-        return [param.name for param in self.spec.params] if self.spec else []
 
 
 def setting_of(value: object) -> Setting:
@@ -84,18 +68,6 @@ def _find_param(cursor: Cursor, name: object, words: Vocabulary, level: LevelNam
     if param.no_effect:
         cursor.warn(f"{name!r} has no effect: {param.no_effect}")
     return param
-
-
-def unknown_parameter_fix(name: str, words: Vocabulary) -> str:
-    """Advice for a parameter the method lacks."""
-    if not words.names:
-        return "remove it: this method has no parameters"
-    fix = nearest(name, words.names)
-    owners = words.owners(name)
-    if owners and not fix.startswith("did you mean"):
-        others = ", ".join(owners[:4]) + (" and others" if len(owners) > 4 else "")
-        fix = f"it is a parameter of {others}; {fix}"
-    return fix
 
 
 def read_setting(cursor: Cursor, param: Param | None) -> Setting | None:

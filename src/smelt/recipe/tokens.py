@@ -11,9 +11,7 @@ from smelt.recipe.cursor import Cursor
 from smelt.recipe.model import ModelToken, Tokenizer, TokenRule, ZeroRow
 from smelt.recipe.model_reader import read_plain_reference
 from smelt.recipe.reference import ModelRef
-from smelt.recipe.settings import Vocabulary
-
-_NO_WORDS = Vocabulary()
+from smelt.recipe.vocabulary import refuse_unknown_keys
 
 
 def read_tokenizer_source(cursor: Cursor) -> Any:
@@ -33,7 +31,7 @@ def read_tokenizer(cursor: Cursor) -> Tokenizer | None:
     if not fields.read_mapping(cursor, "{source, tokens, pad_to_multiple_of}"):
         return None
     before = len(cursor.findings.errors)
-    fields.refuse_unknown_keys(cursor, Tokenizer.model_fields, _NO_WORDS)
+    refuse_unknown_keys(cursor, Tokenizer.model_fields)
     source: Any = read_tokenizer_source(cursor.child("source")) if cursor.has("source") else "union"
     tokens = _read_tokens(cursor.child("tokens")) if cursor.has("tokens") else {}
     multiple = None
@@ -70,7 +68,7 @@ def _read_rule(cursor: Cursor) -> TokenRule | None:
     if not fields.read_mapping(cursor, "{source, force}"):
         return None
     before = len(cursor.findings.errors)
-    fields.refuse_unknown_keys(cursor, TokenRule.model_fields, _NO_WORDS)
+    refuse_unknown_keys(cursor, TokenRule.model_fields)
     source = _read_source(cursor.child("source")) if cursor.has("source") else None
     force = fields.read_flag(cursor.child("force")) if cursor.has("force") else False
     if source is None and force and len(cursor.findings.errors) == before:
@@ -90,7 +88,7 @@ def _read_source(cursor: Cursor) -> ModelRef | ModelToken | ZeroRow | None:
         cursor.error("kind is missing", "model_token or zero", "add `kind: model_token`")
     elif kind == "zero":
         before = len(cursor.findings.errors)
-        fields.refuse_unknown_keys(cursor, ("kind",), _NO_WORDS)
+        refuse_unknown_keys(cursor, ("kind",))
         return ZeroRow() if len(cursor.findings.errors) == before else None
     elif kind == "model_token":
         return _read_model_token(cursor)
@@ -104,7 +102,7 @@ def _read_source(cursor: Cursor) -> ModelRef | ModelToken | ZeroRow | None:
 def _read_model_token(cursor: Cursor) -> ModelToken | None:
     """{kind: model_token, model, token or token_id}."""
     before = len(cursor.findings.errors)
-    fields.refuse_unknown_keys(cursor, ModelToken.model_fields, _NO_WORDS)
+    refuse_unknown_keys(cursor, ModelToken.model_fields)
     model = None
     if cursor.has("model"):
         model = read_plain_reference(cursor.child("model"))
