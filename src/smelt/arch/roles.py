@@ -119,5 +119,5 @@ def comes_first(name: str, role: Role) -> bool:
     if "embed" in name or _NOT_TOKENS.search(name):
         return True
     if role == "norm":
-        return re.search(r"(^|[._])pre|project|connector", name) is not None
+        return re.search(r"(^|[._])pre(_|\.|norm|layer)|project|connector", name) is not None
     return re.search(r"(^|[._])(final|out|post)([._]|$)", name) is None

@@ -81,14 +81,15 @@ def find_stacks(sizes: Mapping[str, int], depths: Collection[int]) -> list[Stack
 
 def _descend(stacks: list[StackInfo], sizes: Mapping[str, int], depths: Collection[int]) -> list[StackInfo]:
     """Look one number further in where a stack only wraps the layers: ``0.model.layers.5.w``."""
-    if not depths or any(stack.count in depths for stack in stacks):
+    unbroken = [stack for stack in stacks if stack.count == len(stack.indices)]
+    if not depths or any(stack.count in depths for stack in unbroken):
         return stacks
     groups: dict[str, _Group] = {}
     for name, nbytes in sizes.items():
         for before, digits, after in list(numbers(name))[1:]:
             groups.setdefault(before, _Group()).add(digits, after, nbytes)
     inner = [group.info(prefix) for prefix, group in groups.items() if group.structured]
-    inner = [stack for stack in inner if stack.count in depths and stack.nbytes > sum(sizes.values()) // 2]
+    inner = [stack for stack in inner if stack.count in depths and stack.nbytes > sum(sizes.values()) // 4]
     if len(inner) != 1:
         return stacks
     outer = next(stack for stack in stacks if inner[0].prefix.startswith(stack.prefix))

@@ -60,7 +60,17 @@ class Structure:
         """Whether a tensor outside all layers stands before or after them; None for one inside."""
         if self.layer_of(name) is not None:
             return None
-        return "pre" if comes_first(name, self.roles[name]) else "post"
+        if comes_first(name, self.roles[name]) and name not in self._lone_norms:
+            return "pre"
+        return "post"
+
+    @property
+    def _lone_norms(self) -> list[str]:
+        """Norms outside the layers, all named after an embedding they are no part of: one is final."""
+        norms = [name for name in self.with_role("norm") if self.layer_of(name) is None]
+        if not all(comes_first(name, "norm") for name in norms):
+            return []
+        return [name for name in norms if "embed" not in ".".join(name.split(".")[:-2])]
 
     def with_role(self, role: Role) -> list[str]:
         """Names of all tensors with a role."""
