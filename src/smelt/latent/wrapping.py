@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from smelt.latent.ensemble import EnsembleConfig, EnsembleForCausalLM, LogitMix
+from smelt.latent.config import LatentMergedConfig
+from smelt.latent.ensemble import EnsembleForCausalLM, LogitMix
 from smelt.latent.modeling import LatentMergedForCausalLM
 
-_COMPARED: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, Any]]
+_COMPARED = weakref.WeakKeyDictionary()
 
 
 def wrap(base: nn.Module, donors: Sequence[nn.Module] = (), tokenizer: Any = None) -> LatentMergedForCausalLM:
@@ -20,24 +22,30 @@ def wrap(base: nn.Module, donors: Sequence[nn.Module] = (), tokenizer: Any = Non
 
     The tokenizers are read and compared the first time that a donor meets a base.
     """
-    if _known(base, donors):
-        skip = object()
+    known = [_tokenizer_of(base, donor) for donor in donors]
+    if known and all(one is not None for one in known):
         return LatentMergedForCausalLM.from_models(
-            base, list(donors), tokenizer=skip, donor_tokenizers=[skip] * len(donors)
+            base, list(donors), tokenizer=known[0], donor_tokenizers=[known[0]] * len(donors)
         )
     made = LatentMergedForCausalLM.from_models(base, list(donors), tokenizer=tokenizer)
-    _remember(base, donors)
+    for donor in donors:
+        _COMPARED.setdefault(donor, weakref.WeakKeyDictionary())[base] = made.tokenizer
     return made
+
+
+def _tokenizer_of(base: nn.Module, donor: nn.Module) -> Any:
+    met = _COMPARED.get(donor)
+    return None if met is None else met.get(base)
 
 
 def wrap_ensemble(models: Sequence[Any], mix: LogitMix, tokenizer: Any = None) -> EnsembleForCausalLM:
     """An ensemble of these models; tokenizers are compared the first time."""
     base, *others = models
-    if not _known(base, others):
-        EnsembleForCausalLM.from_models(list(models), tokenizer=tokenizer)
-        _remember(base, others)
-    make: Any = EnsembleConfig
-    config = make(base_config=base.config, architectures=[EnsembleForCausalLM.__name__])
+    if any(_tokenizer_of(base, other) is None for other in others):
+        made = EnsembleForCausalLM.from_models(list(models), tokenizer=tokenizer)
+        for other in others:
+            _COMPARED.setdefault(other, weakref.WeakKeyDictionary())[base] = made.tokenizer
+    config: Any = LatentMergedConfig(base_config=base.config, architectures=[EnsembleForCausalLM.__name__])
     config._attn_implementation = base.config._attn_implementation
     config.dtype = base.dtype
     return EnsembleForCausalLM(config, list(models), mix)
@@ -49,12 +57,3 @@ def configured(wrapper: Any, generation_config: Any) -> Any:
     view.__dict__["_owner"] = wrapper  # whose end would take the hooks away
     view.generation_config = generation_config
     return view
-
-
-def _known(base: nn.Module, donors: Sequence[nn.Module]) -> bool:
-    return all(base in _COMPARED.get(donor, ()) for donor in donors) and bool(donors)
-
-
-def _remember(base: nn.Module, donors: Sequence[nn.Module]) -> None:
-    for donor in donors:
-        _COMPARED.setdefault(donor, weakref.WeakSet()).add(base)
