@@ -68,10 +68,10 @@ def _norms(tensors: Mapping[str, TensorMeta]) -> list[str]:
 def _is_router(name: str, tensors: Mapping[str, TensorMeta], experts: Collection[int]) -> bool:
     """A gate over experts: named like one, and with a row for each expert."""
     module = _module(name)
-    weight = tensors.get(f"{module}.weight", tensors[name])
-    if not _ROUTER.search(module) or len(weight.shape) not in (1, 2):
+    if not experts or not _ROUTER.search(module):
         return False
-    return weight.shape[0] in experts
+    shape = tensors.get(f"{module}.weight", tensors[name]).shape
+    return len(shape) in (1, 2) and shape[0] in experts
 
 
 def _vocabulary_roles(outside: list[TensorMeta], vocab_sizes: Collection[int]) -> dict[str, Role]:

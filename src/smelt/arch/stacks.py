@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.|$)")
+_NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 _SUFFIX = re.compile(r"(?<=[A-Za-z]_)(\d+)(?=\.)")
 _BARE_LEAVES = frozenset({"", "weight", "bias"})
 
@@ -35,8 +35,9 @@ def numbers(name: str) -> Iterator[tuple[str, str, str]]:
     >>> list(numbers("h.3.experts.7.w"))
     [('h.', '3', '.experts.7.w'), ('h.3.experts.', '7', '.w')]
     """
-    for match in _NUMBER.finditer(name):
-        yield name[: match.start()], match.group(), name[match.end() :]
+    for match in _NUMBER.finditer("." + name):
+        at, end = match.span(1)
+        yield name[: at - 1], match[1], name[end - 1 :]
 
 
 def _suffix_numbers(name: str) -> Iterator[tuple[str, str, str]]:

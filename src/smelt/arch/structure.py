@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from smelt.arch.config import (
@@ -64,7 +65,7 @@ class Structure:
             return "pre"
         return "post"
 
-    @property
+    @cached_property
     def _lone_norms(self) -> list[str]:
         """Norms outside the layers, all named after an embedding they are no part of: one is final."""
         norms = [name for name in self.with_role("norm") if self.layer_of(name) is None]
@@ -76,7 +77,7 @@ class Structure:
         """Names of all tensors with a role."""
         return [name for name, found in self.roles.items() if found == role]
 
-    @property
+    @cached_property
     def _by_prefix(self) -> dict[str, StackInfo]:
         return {stack.prefix: stack for stack in self.stacks}
 
