@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from bench import bf16, machine, make_models, stfile
+from bench import batch, bf16, machine, make_models, stfile
 from bench.exactness_cases import Exact, all_cases, schedule_cases
 from bench.paths import DOCS, cache_root
 from bench.report import markdown
-from bench.tools import smelt_program
 
 SHARE = 0.9998  # of elements that must equal the rounded float64 result
 SIZE = "small"
@@ -35,19 +33,31 @@ SHARDS = ("1MB", "3MB", "5GB")
 SEEDS = ("0", "1", "2")
 
 
-def merge(recipe: Mapping[str, object], out: Path, *options: str, hash_seed: str = "0") -> Path:
-    """One merge by the command line, as a process of its own."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_suffix(".yml")
-    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False))
-    command = [smelt_program(), "merge", str(path), str(out), "--quiet", *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": hash_seed}
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
-    return out
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One merge asked of smelt's command line."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    options: Sequence[str] = ()
+
+
+def merges(requests: Sequence[Request], root: Path, *, hash_seed: str = "0") -> dict[str, Path]:
+    """Carry merges out, all in one process; the output folder of each by name."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    jobs: list[dict[str, Any]] = []
+    for number, request in enumerate(requests):
+        path = root / f"{number:03}.yml"
+        path.write_text(yaml.safe_dump(dict(request.recipe), sort_keys=False))
+        out = str(root / f"{number:03}")
+        jobs.append({"name": request.name, "recipe": str(path), "out": out, "options": list(request.options)})
+    errors = {
+        name: error for name, error in batch.run("smelt", jobs, root, hash_seed=hash_seed).items() if error
+    }
+    if errors:
+        raise SystemExit("\n".join(f"{name}: {error}" for name, error in errors.items()))
+    return {job["name"]: Path(job["out"]) for job in jobs}
 
 
 def values_equal(mine: NDArray[np.uint16], exact: NDArray[np.uint16]) -> int:
@@ -111,12 +121,11 @@ def rounding_rows(scratch: Path) -> list[Rounding]:
     rows = []
     for spread in make_models.DELTA_RMS:
         folders = make_models.ensure(SIZE, spread=spread)
+        outputs = merges([Request(case.name, case.recipe(folders)) for case in all_cases()], scratch / spread)
         for case in all_cases():
-            out = merge(case.recipe(folders), scratch / "exact")
-            rows.append(found := against_reference(case, out, folders, spread))
-            print(
-                f"{case.name}, {spread}: {found.count - found.equal} differ, {found.ties} at ties", flush=True
-            )
+            rows.append(row := against_reference(case, outputs[case.name], folders, spread))
+            print(f"{case.name}, {spread}: {row.count - row.equal} differ, {row.ties} at ties", flush=True)
+        shutil.rmtree(scratch / spread)
     return rows
 
 
@@ -135,36 +144,44 @@ def self_merge_rows(scratch: Path) -> list[tuple[str, bool]]:
     """(case, whether merging a model with itself returned its bytes)."""
     folders = twins(scratch)
     wanted = digest(folders["base"])
-    rows = []
-    for case in all_cases(identity=True):
-        same = digest(merge(case.recipe(folders), scratch / "self")) == wanted
-        print(f"self-merge, {case.name}: {'equal bytes' if same else 'DIFFERENT'}", flush=True)
-        rows.append((case.name, same))
+    requests = [Request(case.name, case.recipe(folders)) for case in all_cases(identity=True)]
+    rows = [(name, digest(out) == wanted) for name, out in merges(requests, scratch / "self").items()]
+    for name, same in rows:
+        print(f"self-merge, {name}: {'equal bytes' if same else 'DIFFERENT'}", flush=True)
     return rows
 
 
-def variants() -> dict[str, tuple[tuple[str, ...], str]]:
-    """What must not change a byte: options and hash seed by name."""
+def variants() -> dict[str, tuple[str, ...]]:
+    """Options that must not change a byte, by name."""
     return {
-        **{f"threads {n}": (("--threads", n), "0") for n in THREADS},
-        **{f"block {n}": (("--threads", "2", "--block-size", n), "0") for n in BLOCKS},
-        **{f"shards {n}": (("--threads", "2", "--shard-size", n), "0") for n in SHARDS},
-        **{f"hash seed {n}": (("--threads", "2"), n) for n in SEEDS},
+        **{f"threads {n}": ("--threads", n) for n in THREADS},
+        **{f"block {n}": ("--threads", "2", "--block-size", n) for n in BLOCKS},
+        **{f"shards {n}": ("--threads", "2", "--shard-size", n) for n in SHARDS},
     }
+
+
+def schedule_digests(scratch: Path) -> dict[str, dict[str, str]]:
+    """Digest by variant of every scheduled case; each hash seed is a process of its own."""
+    folders = make_models.ensure(SIZE, spread="far")
+    found: dict[str, dict[str, str]] = {}
+    for case in schedule_cases():
+        recipe = case.recipe(folders)
+        requests = [Request(label, recipe, options) for label, options in variants().items()]
+        found[case.name] = {label: digest(out) for label, out in merges(requests, scratch / "same").items()}
+    for seed in SEEDS:
+        requests = [Request(case.name, case.recipe(folders)) for case in schedule_cases()]
+        for name, out in merges(requests, scratch / "same", hash_seed=seed).items():
+            found[name][f"hash seed {seed}"] = digest(out)
+    return found
 
 
 def invariance_rows(scratch: Path) -> list[tuple[str, list[str]]]:
     """(method, variants whose bytes differ from the first one's)."""
-    folders = make_models.ensure(SIZE, spread="far")
     rows = []
-    for case in schedule_cases():
-        digests = {
-            label: digest(merge(case.recipe(folders), scratch / "same", *options, hash_seed=seed))
-            for label, (options, seed) in variants().items()
-        }
+    for name, digests in schedule_digests(scratch).items():
         first = next(iter(digests.values()))
-        rows.append((case.name, [label for label, found in digests.items() if found != first]))
-        print(f"{case.name}: {len(digests)} runs, differing: {rows[-1][1] or 'none'}", flush=True)
+        rows.append((name, [label for label, found in digests.items() if found != first]))
+        print(f"{name}: {len(digests)} runs, differing: {rows[-1][1] or 'none'}", flush=True)
     return rows
 
 
@@ -189,6 +206,7 @@ def page(
         [r.case, r.models, f"{r.share:.4%}", str(r.count - r.equal), str(r.ties), _met(r.share >= SHARE)]
         for r in rounding
     ]
+    seeds = [f"hash seed {seed}" for seed in SEEDS]
     parts = [
         INTRO.format(parameters=shape.parameters).rstrip(),
         machine.sentence(machine.facts()),
@@ -197,7 +215,7 @@ def page(
         "## A model merged with itself returns its bytes",
         markdown(["method", "equal bytes"], [[name, _met(good)] for name, good in selves]),
         "## The same bytes whatever the schedule",
-        f"{len(variants())} runs a method: {', '.join(variants())}.",
+        f"{len(variants()) + len(SEEDS)} runs a method: {', '.join([*variants(), *seeds])}.",
         markdown(["method", "runs that differ"], [[name, ", ".join(bad) or "none"] for name, bad in same]),
     ]
     return "\n\n".join(parts) + "\n"

@@ -22,6 +22,7 @@ class Usage:
     cpu: float  # seconds, user + system, children included
     anon: int  # peak anonymous bytes over the process tree, sampled
     rss: int  # peak resident bytes of the largest process, mapped files included, from the kernel
+    others: float  # CPU seconds that anything else on the machine took meanwhile (or a host stole)
     code: int  # exit status
     tail: str = ""  # end of what it printed
 
@@ -61,6 +62,12 @@ def anonymous_bytes(pid: int) -> int:
     return total
 
 
+def busy_seconds() -> float:
+    """CPU seconds all of the machine has worked since it started, stolen time included."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
 class Sampler(threading.Thread):
     """Keeps the peak of a process tree's anonymous memory until told to stop."""
 
@@ -84,7 +91,7 @@ def run(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = No
     """Run a command to its end, its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as sink:
-        start = time.perf_counter()
+        busy, start = busy_seconds(), time.perf_counter()
         process = subprocess.Popen(
             list(command), stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
         )
@@ -97,11 +104,13 @@ def run(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = No
             raise
         finally:
             peak = sampler.stop()
-        wall = time.perf_counter() - start
+        wall, busy = time.perf_counter() - start, busy_seconds() - busy
     process.returncode = os.waitstatus_to_exitcode(status)
+    cpu = usage.ru_utime + usage.ru_stime
     return Usage(
         wall=wall,
-        cpu=usage.ru_utime + usage.ru_stime,
+        cpu=cpu,
+        others=max(0.0, busy - cpu),
         anon=peak,
         rss=usage.ru_maxrss * 1024,
         code=process.returncode,

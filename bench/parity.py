@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bench import machine, parity_models, peers, stfile
+from bench import batch, machine, parity_models, peers, stfile
 from bench.parity_cases import Case, all_cases
 from bench.parity_random import judge_random
 from bench.paths import DOCS, cache_root
@@ -29,7 +27,6 @@ CONFIG_KEYS = (
     "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size",
     "num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "dtype", "rms_norm_eps",
 )  # fmt: skip
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +66,7 @@ def prepare(cases: Sequence[Case], root: Path) -> list[dict[str, Any]]:
 
 def run_tool(tool: str, jobs: Sequence[Mapping[str, Any]], root: Path) -> dict[str, str]:
     """Run all jobs with one tool; errors by case name."""
-    python, driver = (
-        (peers.ensure(peers.MERGEKIT), HERE / "mergekit_driver.py")
-        if tool == "mergekit"
-        else (Path(sys.executable), HERE / "smelt_driver.py")
-    )
-    mine = [{**job, "out": str(root / tool / f"{job['number']:03}")} for job in jobs]
-    listing, results = root / f"{tool}.json", root / f"{tool}.jsonl"
-    listing.write_text(json.dumps(mine))
-    log = root / f"{tool}.log"
-    with log.open("wb") as sink:
-        done = subprocess.run(
-            [str(python), str(driver), str(listing), str(results)], stdout=sink, stderr=sink, check=False
-        )
-    if done.returncode:
-        raise SystemExit(f"the {tool} driver ended with status {done.returncode}; see {log}")
-    return {line["name"]: line["error"] for line in map(json.loads, results.read_text().splitlines())}
+    return batch.run(tool, [{**job, "out": str(root / tool / f"{job['number']:03}")} for job in jobs], root)
 
 
 def difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, str]:

@@ -13,6 +13,7 @@ from bench import machine, startup
 MAIN_SIZE = "1.24b"  # the size the bounds are set for
 MEMORY_LIMIT = 700e6
 MEMORY_GROWTH = 1.10
+QUIET = 0.05  # of all processors may be busy with other things
 DATA = "benchmarks.json"
 PAGE = "benchmarks.md"
 Result = Mapping[str, Any]
@@ -171,6 +172,19 @@ def agreement_lines(result: Result) -> list[str]:
     return lines
 
 
+def disturbances(result: Result) -> list[str]:
+    """Runs during which something else worked on the machine, which makes their times worth less."""
+    found = []
+    for row in result["rows"]:
+        for tool, runs in row["rounds"].items():
+            shares = [
+                run["others"] / (run["wall"] * result["facts"]["cores"]) for run in runs if "others" in run
+            ]
+            if shares and median(shares) > QUIET:
+                found.append(f"{row['method']} with {tool} ({median(shares):.0%} of the processors)")
+    return found
+
+
 def scaling_rows(result: Result) -> list[list[str]]:
     return [[row["method"], str(row["threads"]), f"{median(row['walls']):.2f}"] for row in result["scaling"]]
 
@@ -208,6 +222,8 @@ def section(result: Result, everything: Mapping[str, Result]) -> str:
     ]
     if cold:
         parts.append(f"Inputs larger than the page cache, read from disk: {', '.join(cold)}.")
+    if noisy := disturbances(result):
+        parts.append("**The machine was not quiet:** something else worked during " + ", ".join(noisy) + ".")
     if lines := agreement_lines(result):
         parts += ["Outputs compared element by element:", "\n".join(lines)]
     if checked := _verdict_rows(result, everything):
@@ -270,5 +286,5 @@ def show(result: Result) -> None:
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    for text in agreement_lines(result):
+    for text in [*agreement_lines(result), *(f"not quiet: {text}" for text in disturbances(result))]:
         console.print(text)

@@ -45,7 +45,15 @@ def test_records_of_another_subject_or_machine_are_not_used(tmp_path: Path) -> N
 
 
 def _run(wall: float, anon: float = 3e8, code: int = 0) -> dict[str, Any]:
-    return {"wall": wall, "cpu": 2 * wall, "anon": anon, "rss": anon, "code": code, "tail": "killed"}
+    return {
+        "wall": wall,
+        "cpu": 2 * wall,
+        "anon": anon,
+        "rss": anon,
+        "code": code,
+        "tail": "killed",
+        "others": 0.0,
+    }
 
 
 @pytest.fixture
@@ -111,3 +119,10 @@ def test_the_page_holds_every_size_once(result: dict[str, Any], tmp_path: Path) 
     assert "| ties | 5.20 | 260.0 | 50.0x |" in text
     assert "ties: anonymous memory | 300 MB | 330 MB" in text  # 3.2b: at most 10 % above 1.24b
     assert "99.90% equal" in text
+
+
+def test_a_busy_machine_is_named(result: dict[str, Any]) -> None:
+    assert report.disturbances(result) == []
+    result["rows"][0]["rounds"]["mergekit"][0]["others"] = 104.0
+    assert report.disturbances(result) == ["ties with mergekit (20% of the processors)"]
+    assert "not quiet" in report.page({"1.24b": result})
