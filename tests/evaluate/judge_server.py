@@ -133,6 +133,7 @@ def build_app(options: argparse.Namespace) -> Any:
         busy += 1
         note("start", asked)
         note("busy", str(busy))
+        note("key", request.headers["idempotency-key"])
         try:
             await asyncio.sleep(options.delay)
             reply = chat.answer(body)

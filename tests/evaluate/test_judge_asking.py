@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import resource
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -176,7 +177,7 @@ def test_the_key_changes_with_everything_that_can_change_the_verdict() -> None:
     variants = [
         (make_judge("m"), pair),
         (make_judge("n"), pair),
-        (make_judge("m", template="arena"), pair),
+        (make_judge("m", template="arena", max_tokens=1024), pair),
         (make_judge("m", temperature=0.5), pair),
         (make_judge("m", temperature=None), pair),
         (make_judge("m", max_tokens=5), pair),
@@ -361,6 +362,23 @@ def test_a_key_is_judged_once_and_errors_give_way_to_judgements(tmp_path: Path) 
 def test_a_journal_that_cannot_be_opened_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="cannot be opened"), Journal(tmp_path):
         pass
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path) as journal:
+        journal.append(record("one"))
+        size = path.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                journal.append(record("two"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.stat().st_size == size and "two" not in journal.finished
+        journal.append(record("two"))
+    assert load_records(path)[0].keys() == {"one", "two"}
 
 
 def test_costs_count_what_is_not_in_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -63,6 +64,9 @@ def test_both_orders_of_every_pair_are_judged_and_a_second_run_sends_nothing(
     )
     assert all(r["reply"] == r["verdict"] and r["prompt_tokens"] > 500 for r in records)
     assert len(server.counts("done", mark)) == 24
+    assert server.counts("key", mark).keys() == {r["key"] for r in records}, (
+        "servers may know what they answered"
+    )
     again = server.mark
     second = judge_all(pairs, out, server.url, letter_judge())
     assert (second.reused, second.sent) == (24, 0)
@@ -209,7 +213,7 @@ def test_a_server_error_of_one_request_is_retried_then_recorded(server: LiveServ
         "tiny", template="letter", extra={"logit_bias": {"999999": 1}}
     )  # no such token: status 500
     limits = Limits(concurrency=2, timeout=30, patience=0.5, retries=2)
-    with pytest.raises(EvaluationError, match=r"no answer in .*InternalServerError"):
+    with pytest.raises(EvaluationError, match=r"no answer for .*InternalServerError"):
         judge_all(make_pairs(3), tmp_path / "j.jsonl", server.url, broken, limits)
     _, errors = load_records(tmp_path / "j.jsonl")
     assert {error["error"]["status"] for error in errors.values()} == {500}
@@ -222,10 +226,24 @@ def test_an_endpoint_that_never_answers_stops_within_its_patience(tmp_path: Path
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
         start = time.monotonic()
         with pytest.raises(
-            EvaluationError, match=r"no answer in .*APIConnectionError.*0 of 6 judgements are saved"
+            EvaluationError, match=r"no answer for .*APIConnectionError.*0 of 6 judgements are saved"
         ):
             judge_all(make_pairs(3), tmp_path / "j.jsonl", url, letter_judge(), Limits(patience=1.0))
     assert 1.0 <= time.monotonic() - start < 10
+
+
+def test_a_full_disk_stops_the_run_and_the_same_call_continues(server: LiveServer, tmp_path: Path) -> None:
+    pairs, out, judge = make_pairs(6), tmp_path / "j.jsonl", letter_judge()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(EvaluationError, match=r"j.jsonl: cannot write: .*free space"):
+            judge_all(pairs, out, server.url, judge)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = len(lines_of(out))
+    assert 0 < kept < 12 and out.stat().st_size < 4000
+    assert judge_all(pairs, out, server.url, judge).sent == 12 - kept
 
 
 def test_max_requests_stops_with_whole_pairs_and_the_rest_follows(server: LiveServer, tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_a_panel_votes_and_shows_who_disagrees() -> None:
     agreement = {one.judges: one.same.value for one in found.agreement}
     assert agreement == {("x", "y"): 0.5, ("x", "z"): 0.5, ("y", "z"): 0.25}
     assert found.judges["x"].win_rate.value == 0.75
+    assert judge_panel({"x": group["x"], "z": group["z"]}, draws=200).majority.split == 2
     with pytest.raises(EvaluationError, match="y: judged other pairs"):
         judge_panel({"x": group["x"], "y": group["y"][:2]})
 
@@ -297,8 +298,12 @@ def test_two_systems_without_ties_have_the_closed_form() -> None:
 
 
 def test_a_system_that_wins_always_keeps_a_finite_rating() -> None:
-    found = fit_ratings([Game("a", "b", 1.0, f"q{i}") for i in range(20)], draws=100)
-    assert 1 < found.rating[0].value < 20
+    found = fit_ratings([Game("a", "b", 1.0, f"q{i}") for i in range(20)], ridge=0.01, draws=100)
+    rating = found.rating[0].value
+    assert found.position.value == pytest.approx(rating) and found.rating[1].value == pytest.approx(-rating)
+    assert 20 / (1 + math.exp(3 * rating)) == pytest.approx(
+        0.01 * rating
+    )  # the penalised likelihood's gradient
 
 
 def test_systems_that_never_met_are_refused() -> None:

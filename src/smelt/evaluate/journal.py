@@ -98,15 +98,24 @@ class Journal:
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode(
             "utf-8", "backslashreplace"
         )
-        view = memoryview(line)
-        while view:
-            view = view[os.write(self._file, view) :]
-        os.fsync(self._file)
+        self._write(line)
         if record["status"] == "ok":
             self.finished[key] = record
             self.errors.pop(key, None)
         else:
             self.errors[key] = record
+
+    def _write(self, line: bytes) -> None:
+        """All of the line, or, on a full disk, nothing: the next line must not follow half a line."""
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, end)
+            raise
 
 
 def load_records(path: str | Path) -> tuple[dict[str, Record], dict[str, Record]]:

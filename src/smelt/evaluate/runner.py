@@ -243,32 +243,34 @@ class _Run:
     def accept(self, ask: Ask, reply: Reply, attempts: int) -> None:
         self.answers += 1
         self.trouble_since = None
-        self.progress.done += 1
         self.progress.prompt_tokens += reply.prompt_tokens
         self.progress.completion_tokens += reply.completion_tokens
-        self.write(_judgement(ask, reply, attempts))
+        self.progress.done += self.write(_judgement(ask, reply, attempts))
+        self.on_change(self.progress)
 
     def gives_up(self, ask: Ask, failure: Failure, attempts: int, counted: int) -> bool:
         """Record a failure that ends this ask, and stop the run where it means that no ask can succeed."""
         limits = self.limits
         self.trouble_since = self.trouble_since or monotonic()
-        silence = monotonic() - self.trouble_since + (failure.wait or 0.0)
-        endless = silence > limits.patience
+        silence = monotonic() - self.trouble_since
+        endless = silence + (failure.wait or 0.0) > limits.patience
         refused = failure.kind is Kind.REFUSED
         hopeless = refused and not self.answers and self.progress.failed + 1 >= REFUSED_AT_START
         if not (refused or failure.kind is Kind.FATAL or endless or counted >= limits.retries):
             return False
         self.progress.failed += 1
         self.write(_error(ask, failure, attempts))
+        self.on_change(self.progress)
         if failure.kind is Kind.FATAL or endless or hopeless:
-            self.halt(failure, silence if endless else 0.0)
+            self.halt(failure, max(silence, 0.001) if endless else 0.0)
         return True
 
     def halt(self, failure: Failure, silence: float) -> None:
         saved = self.progress.reused + self.progress.done
         what = f"{failure.type}: {failure.message}"
         if silence:
-            what = f"no answer in {silence:.0f} s; the last failure was {what}"
+            waiting = f", and asks to wait {failure.wait:.0f} s" if failure.wait else ""
+            what = f"no answer for {silence:.0f} s{waiting}; the last failure was {what}"
         fix = "see that the server runs" if silence else advice(failure)
         self.halted = self.halted or EvaluationError(
             what,
@@ -277,16 +279,17 @@ class _Run:
         )
         self.halt_signal.set()
 
-    def write(self, record: Record) -> None:
-        """Append to the journal; a full disk stops the run as an error a person can read."""
+    def write(self, record: Record) -> bool:
+        """Append to the journal; a full disk stops the run with an error a person can read."""
         try:
             self.journal.append(record)
+            return True
         except OSError as error:
             what = f"cannot write: {error.strerror or error}"
             fix = "free space; the same command continues"
             self.halted = EvaluationError(what, where=str(self.journal.path), fix=fix)
             self.halt_signal.set()
-        self.on_change(self.progress)
+            return False
 
 
 def _backoff(failure: Failure, attempts: int) -> float:
