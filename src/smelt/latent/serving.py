@@ -6,8 +6,9 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from smelt.latent.generating import Voice
 from smelt.latent.loading import load_base, load_config, load_donor, load_tokenizer, place
 from smelt.latent.prompts import encode
 from smelt.latent.recipe import OPERATORS, SCOPES, LatentRecipe, ModelRef, Settings, Site
+from smelt.latent.recipe_choice import absolute, moved
 from smelt.latent.schedule import KINDS
 from smelt.latent.sharing import alias
 
@@ -136,76 +138,6 @@ class Served:
         }
 
 
-def moved(sites: Sequence[Site], layer: int | str | None, op: str | None, donors: int) -> Site:
-    """The one site of a setting, elsewhere or with another operator."""
-    if len(sites) > 1:
-        where = ", ".join(str(site.layer) for site in sites)
-        raise LatentError(
-            f"there are {len(sites)} sites, at layers {where}",
-            expected="one site to move",
-            fix='say all sites: {"latent": {"sites": [...]}}',
-        )
-    if not sites and layer is None:
-        raise LatentError("there is no site yet", fix="say the layer too")
-    old = sites[0] if sites else Site(layer if layer is not None else 0, weights=(0.5 / donors,) * donors)
-    changed = replace(old, layer=old.layer if layer is None else layer, op=op or old.op)
-    if changed.op == "proxy" and old.op != "proxy":
-        return replace(changed, weights=old.weights[:1])
-    if old.op == "proxy" and changed.op != "proxy":
-        return replace(changed, weights=(old.weights[0] / donors,) * donors)
-    return changed
-
-
-def quick_recipe(
-    base: str,
-    donors: Sequence[str],
-    *,
-    layer: int | str = "0.75n",
-    beta: float = 0.5,
-    op: str = "slerp",
-    scope: str = "all",
-) -> LatentRecipe:
-    """One site with the ratio shared out evenly among the donors.
-
-    >>> quick_recipe("b", ["d", "e"], layer=3, beta=0.5).settings.sites[0].weights
-    (0.25, 0.25)
-    """
-    if not donors:
-        raise LatentError("no donor", fix="name at least one with --donor")
-    count = 1 if op == "proxy" else len(donors)
-    number: int | str = int(layer) if str(layer).isdigit() else layer
-    site = Site(number, op, (beta / count,) * count)
-    return LatentRecipe(ModelRef(base), tuple(ModelRef(d) for d in donors), Settings((site,), scope))
-
-
-def read_source(source: str | Path) -> tuple[LatentRecipe, Path]:
-    """The recipe of a saved directory, a recipe file or a hub name, and the folder its paths start from."""
-    path = Path(source)
-    if not path.exists():
-        from smelt.latent.saving import _download
-
-        path = _download(str(source), None)
-    config = path / "config.json" if path.is_dir() else path
-    if config.suffix == ".json" and config.is_file():
-        _refuse_other_kinds(config)
-    return LatentRecipe.read(path), path if path.is_dir() else path.parent
-
-
-def _refuse_other_kinds(config: Path) -> None:
-    try:
-        data = json.loads(config.read_text())
-    except ValueError:
-        return
-    kind = data.get("model_type", "latent_merged") if isinstance(data, dict) else ""
-    if kind != "latent_merged" and "base" not in data:
-        raise LatentError(
-            f"a model of type {kind!r}",
-            where=str(config),
-            expected="a directory saved by smelt (type 'latent_merged') or a latent recipe",
-            fix="give two plain models with --base and --donor",
-        )
-
-
 def load(
     recipe: LatentRecipe,
     folder: Path | None = None,
@@ -226,7 +158,7 @@ def load(
     if tokenizer is None:
         fix = "save the tokenizer into its directory"
         raise LatentError("no tokenizer beside the base", where=recipe.base.path, fix=fix)
-    base = load_base(recipe.base, dtype=dtype, device=device, folder=folder).eval()
+    base = load_base(recipe.base, dtype=dtype, device=device or best_device(), folder=folder).eval()
     loaded = [_donor(ref, base, folder, full_donors) for ref in recipe.donors]
     wrapper = _wrap(recipe, base, [model for model, _ in loaded], tokenizer, folder, full_donors)
     recipe = absolute(recipe, folder)
@@ -271,6 +203,27 @@ def _wrap(
     return wrapper
 
 
+def best_device() -> str | None:
+    """The GPU, if there is one that torch can use."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and load reports of transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def check_name(name: str) -> None:
     """The blend must not be called as another model is."""
     if not name or name == "base" or name.startswith("donor"):
@@ -305,20 +258,6 @@ def _whole(ref: ModelRef, base: Any, folder: Path | None) -> tuple[Any, list[str
     )
     model.config._name_or_path = place(ref, folder)
     return model.to(base.device).eval(), sorted(info["missing_keys"])
-
-
-def absolute(recipe: LatentRecipe, folder: Path | None) -> LatentRecipe:
-    """The recipe with local paths that hold from anywhere, so that it can be saved elsewhere."""
-
-    def fix(path: str) -> str:
-        near = folder / path if folder is not None and not Path(path).is_absolute() else Path(path)
-        found = near if near.exists() else Path(path)
-        return str(found.resolve()) if found.exists() else path
-
-    def move(ref: ModelRef) -> ModelRef:
-        return replace(ref, path=fix(ref.path), adapter=fix(ref.adapter) if ref.adapter else None)
-
-    return replace(recipe, base=move(recipe.base), donors=tuple(move(ref) for ref in recipe.donors))
 
 
 def _served(wrapper: Any, recipe: LatentRecipe, reasons: Sequence[str], name: str) -> Served:

@@ -93,7 +93,7 @@ function fillSettings() {
   const simple = sites.length === 1 && Object.keys(first).every((key) => ["layer", "op", "weights"].includes(key));
   $("sites-row").hidden = simple || !sites.length;
   $("sites").value = simple || !sites.length ? "one" : "served";
-  $("max-tokens").value = Math.min(server.max_tokens, 256);
+  $("max-tokens").placeholder = `up to ${Math.min(server.max_tokens, server.context ?? Infinity)}`;
   if (server.context) $("max-tokens").max = server.context - 1;
   $("temperature").value = 0;
   $("seed").value = 0;
@@ -177,7 +177,7 @@ class Answer {
   end(note) {
     this.note = note;
     this.root.setAttribute("aria-busy", "false");
-    if (!this.text && !note.startsWith("failed")) {
+    if (!this.text && note !== "failed") {
       const empty = Object.assign(document.createElement("span"), { className: "empty", textContent: "no text" });
       this.part(".text").replaceChildren(empty);
     }
@@ -228,7 +228,7 @@ function numberOf(id, otherwise) {
 
 function bodyFor(turn, model) {
   const body = { model: model.id, temperature: numberOf("temperature", 0), seed: numberOf("seed", 0) };
-  body.max_tokens = numberOf("max-tokens", 256);
+  body.max_tokens = numberOf("max-tokens", turn.format === "chat" ? undefined : 128);
   if (model.kind === "blend") body.latent = latentNow();
   if (turn.format === "chat") return ["/v1/chat/completions", { ...body, messages: messagesFor(turn, model.id) }];
   return ["/v1/completions", { ...body, prompt: turn.prompt }];
@@ -246,7 +246,7 @@ async function ask(turn, model) {
     for await (const chunk of stream(...bodyFor(turn, model), control.signal)) {
       if (answer.control === control) answer.take(chunk);
     }
-    if (answer.control === control) answer.end(answer.finish === "length" ? "cut at the limit" : "complete");
+    if (answer.control === control) answer.end(answer.finish === "length" ? "cut at the limit" : "");
   } catch (error) {
     if (answer.control !== control) return; // a newer request took the card over
     if (error.name === "AbortError") answer.end("stopped");
