@@ -61,3 +61,15 @@ def print_json(value: Any) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def show_count(number: int) -> str:
+    """A count as people say it.
+
+    >>> show_count(1_235_814_400), show_count(91_712)
+    ('1.24 B', '91.7 K')
+    """
+    for size, unit in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " K")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)

@@ -55,14 +55,15 @@ def _show(report: MergeReport) -> None:
     from rich.console import Console
 
     from smelt.checkpoint import show_bytes
+    from smelt.cli._options import show_count
 
-    console = Console()
+    console = Console(soft_wrap=True)
     for note in report.notes:
         console.print(f"[yellow]note[/yellow] {note}", highlight=False)
     rate = (report.bytes_in + report.bytes_out) / max(report.merge_seconds, 1e-9)
     console.print(
-        f"[green]merged and verified[/green] {report.tensors} tensors, {report.parameters / 1e9:.3g} B parameters, "
+        f"[green]merged and verified[/green] {report.tensors} tensors, {show_count(report.parameters)} parameters, "
         f"{show_bytes(report.bytes_out)} in {report.seconds:.2f} s ({show_bytes(int(rate))}/s)",
         highlight=False,
     )
-    console.print(f"-> {report.path}", highlight=False, soft_wrap=True)
+    console.print(f"-> {report.path}", highlight=False)
