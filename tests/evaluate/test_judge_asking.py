@@ -7,9 +7,10 @@ import json
 import math
 import re
 import resource
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 
 import pytest
 
@@ -19,7 +20,7 @@ from smelt.evaluate.costs import estimate_cost, tokenizer_counter
 from smelt.evaluate.journal import Journal, load_records
 from smelt.evaluate.prompts import TEMPLATES, clean_answer, get_template, make_fence, render, strip_echo
 from smelt.evaluate.responses import Pair
-from smelt.evaluate.runner import Limits, pending, plan_asks
+from smelt.evaluate.runner import Limits, pending, plan_asks, run_asks
 from smelt.evaluate.session import Plan, make_judge
 from smelt.evaluate.verdicts import parse_verdict, probability_verdict
 
@@ -300,6 +301,47 @@ def test_an_answer_that_is_no_completion_is_a_failure(body: bytes, kind: Kind, n
     html = {"content-type": "text/html"} if body.startswith(b"<") else {}
     failure = ask_canned(200, body, **html)
     assert (failure.kind, failure.type) == (kind, name)
+
+
+class Throttled(BaseHTTPRequestHandler):
+    """Answers "A", but asks everybody to stay away for a second when the third request comes."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.arrivals.append(monotonic())
+        throttle = len(self.server.arrivals) == 3
+        choice = {"index": 0, "message": {"role": "assistant", "content": "A"}, "finish_reason": "stop"}
+        body = json.dumps({"error": {}} if throttle else {"choices": [choice]}).encode()
+        self.send_response(429 if throttle else 200)
+        for name, value in (("content-type", "application/json"), ("content-length", str(len(body)))):
+            self.send_header(name, value)
+        if throttle:
+            self.send_header("retry-after", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_all_requests_wait_when_the_server_asks_one_to(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Throttled)
+    server.arrivals = []
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    asks = plan_asks([Pair(str(i), f"Q{i}?", "x", "y") for i in range(30)], make_judge("m"))
+    try:
+        with Journal(tmp_path / "j.jsonl") as journal:
+            endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
+            done = run_asks(asks, journal, endpoint, Limits(concurrency=3))
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+    assert (done.left, done.sent, done.failures) == (0, 61, {"RateLimitError": 1})
+    throttled = server.arrivals[2]
+    assert sum(throttled + 0.3 < arrival < throttled + 0.95 for arrival in server.arrivals) == 0
+    assert sum(arrival > throttled + 0.95 for arrival in server.arrivals) > 20
 
 
 def record(key: str, status: str = "ok", **more: object) -> dict[str, object]:

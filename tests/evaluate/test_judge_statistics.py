@@ -20,9 +20,13 @@ from smelt.evaluate.intervals import (
     wilson,
 )
 from smelt.evaluate.lengths import length_controlled
-from smelt.evaluate.outcomes import Outcome, conduct
+from smelt.evaluate.outcomes import Outcome, collect, conduct
 from smelt.evaluate.panel import judge_panel, kappa
 from smelt.evaluate.ratings import Game, fit_ratings
+from smelt.evaluate.responses import Pair
+from smelt.evaluate.runner import plan_asks
+from smelt.evaluate.session import make_judge
+from smelt.evaluate.summary import outcome_games
 
 
 def names(count: int) -> list[str]:
@@ -153,6 +157,51 @@ def test_length_control_survives_perfect_separation() -> None:
     scores, a = [1.0] * 10 + [0.0] * 10, [200] * 10 + [100] * 10
     found = length_controlled(scores, a, [150] * 20, names(20))
     assert found.value == pytest.approx(0.5, abs=1e-6) and math.isfinite(found.low)
+
+
+def test_the_length_controlled_interval_covers_with_clusters_of_two() -> None:
+    rng = np.random.default_rng(17)
+    hits = 0
+    for _ in range(200):
+        a, b = np.repeat(rng.normal(0, 1, (2, 60)), 2, axis=1)
+        chance = 1 / (1 + np.exp(-0.3 - np.tanh((a - b) / (a - b).std())))
+        won = np.repeat(rng.random(60), 2) < chance  # both questions of a cluster share their luck
+        found = length_controlled(won.astype(float), a, b, [str(i // 2) for i in range(120)])
+        hits += found.low <= 1 / (1 + math.exp(-0.3)) <= found.high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def journal_record(value: float | None, grade: int | None, **more: object) -> dict[str, object]:
+    return {"value": value, "grade": grade, "invalid": "" if grade is not None else "no verdict", **more}
+
+
+def test_outcomes_turn_the_second_order_round_and_grade_on_request() -> None:
+    judge = make_judge("m", template="arena")
+    pairs = [Pair("1", "Q?", "left", "right", "s"), Pair("2", "R?", "left", "right")]
+    keys = [ask.key for ask in plan_asks(pairs, judge)]
+    finished = {
+        keys[0]: journal_record(1.0, 1),  # A shown first: slightly better
+        keys[1]: journal_record(0.0, -2),  # B shown first: far worse
+        keys[2]: journal_record(None, None),
+    }
+    win = collect(pairs, judge, finished)
+    assert (win[0].a_first, win[0].b_first, win[0].score, win[0].state) == (1.0, 1.0, 1.0, "judged")
+    assert (win[1].state, win[1].score, win[1].invalid) == ("waiting", None, ("no verdict",))
+    graded = collect(pairs, judge, finished, scoring="graded")
+    assert (graded[0].a_first, graded[0].b_first, graded[0].score) == (0.75, 1.0, 0.875)
+    failed = collect(pairs, judge, finished, {keys[3]: {"status": "error"}})
+    assert failed[1].state == "error"
+    done = collect(pairs, judge, finished | {keys[3]: journal_record(0.5, 0)})
+    assert (done[1].state, done[1].a_first, done[1].b_first, done[1].score) == ("invalid", None, 0.5, None)
+
+
+def test_games_name_the_system_that_was_shown_first() -> None:
+    games = outcome_games("a", "b", outcome(0, 1.0, 0.0))
+    assert [(game.first, game.second, game.value) for game in games] == [("a", "b", 1.0), ("b", "a", 1.0)]
+    soft = outcome_games("a", "b", outcome(0, 0.7, 0.5))
+    assert [game.value for game in soft] == [1.0, 0.5]
+    assert outcome_games("a", "b", outcome(0, 0.5, 0.5, state="identical")) == []
+    assert len(outcome_games("a", "b", outcome(0, None, 1.0))) == 1
 
 
 def test_a_comparison_by_hand() -> None:

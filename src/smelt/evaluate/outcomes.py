@@ -160,4 +160,6 @@ def _first_values(outcome: Outcome) -> list[float]:
 
 def sign(value: float | None) -> int:
     """1 when A won, -1 when it lost, 0 for a tie (or nothing)."""
-    return 0 if value is None else (value > 0.5) - (value < 0.5)
+    if value is None or value == 0.5:
+        return 0
+    return 1 if value > 0.5 else -1
