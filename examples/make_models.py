@@ -45,13 +45,22 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, skills: list, steps: int, rate: float, seed: int) -> None:
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    skills: list,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> None:
     """Plain next-character training."""
     draw = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     for _ in range(steps):
         lines = [draw.choice(skills)(draw) + "</s>" for _ in range(48)]
-        batch = tokenizer(lines, return_tensors="pt", padding="max_length", max_length=LENGTH + 4, truncation=True)
+        batch = tokenizer(
+            lines, return_tensors="pt", padding="max_length", max_length=LENGTH + 4, truncation=True
+        )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         optimizer.zero_grad()
@@ -69,7 +78,9 @@ def make_models(folder: Path, steps: int) -> None:
         num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     base = LlamaForCausalLM(config)
-    train(base, tokenizer, [add_digits, reverse_letters], steps * 3 // 5, 4e-3, seed=1)  # half-way through both
+    train(
+        base, tokenizer, [add_digits, reverse_letters], steps * 3 // 5, 4e-3, seed=1
+    )  # half-way through both
     experts = {"base": base}
     for name, skill, seed in (("math", add_digits, 2), ("letters", reverse_letters, 3)):
         experts[name] = copy.deepcopy(base)
@@ -80,7 +91,9 @@ def make_models(folder: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()

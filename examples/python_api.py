@@ -1,6 +1,6 @@
 """The same things from Python: nodes nest, are checked, saved, loaded, and tensors in memory can be merged too.
 
-    python examples/make_models.py examples/models && python examples/python_api.py
+python examples/make_models.py examples/models && python examples/python_api.py
 """
 
 from pathlib import Path

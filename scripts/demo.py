@@ -15,7 +15,11 @@ OUT = HERE / "demo-out"
 def run(*words: str) -> None:
     """Show a command, then run it."""
     print(f"\n$ {' '.join(words)}")
-    command = [str(Path(sys.executable).parent / "smelt"), *words[1:]] if words[0] == "smelt" else [sys.executable, *words[1:]]
+    command = (
+        [str(Path(sys.executable).parent / "smelt"), *words[1:]]
+        if words[0] == "smelt"
+        else [sys.executable, *words[1:]]
+    )
     subprocess.run(command, check=True, cwd=OUT, env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"})
 
 
@@ -40,7 +44,9 @@ def say() -> None:
         for skill in (add_digits, reverse_letters):
             draw = random.Random(99)
             lines = [skill(draw) for _ in range(50)]
-            asked = tokenizer([line[: line.index(" is ") + 3] for line in lines], return_tensors="pt", padding=True)
+            asked = tokenizer(
+                [line[: line.index(" is ") + 3] for line in lines], return_tensors="pt", padding=True
+            )
             answers = model.generate(**asked, max_new_tokens=8, do_sample=False)
             texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
             right.append(sum(text == line for text, line in zip(texts, lines, strict=True)))
@@ -59,7 +65,9 @@ def main() -> None:
     run("smelt", "merge", "ties.yml", "merged")
     run("smelt", "verify", "merged")
     say()
-    print(f"\nThe merged model is in {OUT / 'merged'}; `smelt inspect` shows it, `smelt rerun` proves how it was made.")
+    print(
+        f"\nThe merged model is in {OUT / 'merged'}; `smelt inspect` shows it, `smelt rerun` proves how it was made."
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _METHODS = {
     info.name for info in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]) if not info.name.startswith("_")
 }  # fmt: skip
 
-__all__ = [  # noqa: PLE0604  methods are discovered, never listed by hand
+__all__ = [
     "Merge", "SmeltError", "__version__", "load", "merge_state_dicts", "merge_tensors", "model", "recipe", "verify",
     *sorted(_METHODS),
 ]  # fmt: skip

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 ModelLike = Union[str, Path, ModelRef, Recipe, "Merge"]
 
 #: keywords of a method function that belong to the recipe, not to the method
-_FIELDS = ("dtype", "out_dtype", "seed", "name", "tokenizer_source", "tokenizer", "chat_template", "slices", "modules")
+_FIELDS = (
+    "dtype",
+    "out_dtype",
+    "seed",
+    "name",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "slices",
+    "modules",
+)
 
 
 class Merge:
@@ -113,7 +123,9 @@ def method_function(name: str) -> Callable[..., Merge]:
     return build
 
 
-def _build(spec: MethodSpec, models: Sequence[Any], base: ModelLike | None, settings: dict[str, Any]) -> Merge:
+def _build(
+    spec: MethodSpec, models: Sequence[Any], base: ModelLike | None, settings: dict[str, Any]
+) -> Merge:
     from smelt.methods import REGISTRY
 
     fields = {key: settings.pop(key) for key in _FIELDS if key in settings}
@@ -122,16 +134,28 @@ def _build(spec: MethodSpec, models: Sequence[Any], base: ModelLike | None, sett
     for key, value in settings.items():
         param = spec.param(key.rstrip("_"))
         if param is None:
-            raise RecipeError(f"{spec.name} has no parameter {key!r}", fix=did_you_mean(key, [item.name for item in spec.params]))
+            raise RecipeError(
+                f"{spec.name} has no parameter {key!r}",
+                fix=did_you_mean(key, [item.name for item in spec.params]),
+            )
         if param.per_model and isinstance(value, list | tuple):
             if len(value) != len(models):
-                raise RecipeError(f"{key} has {len(value)} values for {len(models)} models", where=spec.name, expected="one per model")
+                raise RecipeError(
+                    f"{key} has {len(value)} values for {len(models)} models",
+                    where=spec.name,
+                    expected="one per model",
+                )
             for place, item in zip(own, value, strict=True):
                 place.setdefault(param.name, item)
         else:
             shared[param.name] = value
-    pairs = [(_node(item[0] if isinstance(item, tuple) else item), place) for item, place in zip(models, own, strict=True)]
-    built = Recipe.build(spec.name, pairs, _node(base) if base is not None else None, shared, methods=REGISTRY, **fields)
+    pairs = [
+        (_node(item[0] if isinstance(item, tuple) else item), place)
+        for item, place in zip(models, own, strict=True)
+    ]
+    built = Recipe.build(
+        spec.name, pairs, _node(base) if base is not None else None, shared, methods=REGISTRY, **fields
+    )
     return Merge(built)
 
 
@@ -144,16 +168,24 @@ def _node(value: ModelLike) -> Any:
 def _document(spec: MethodSpec) -> str:
     lines = [spec.summary, ""] + ([f"    {spec.formula}", ""] if spec.formula else [])
     lines += ["``models``: paths, references, other merges, or pairs (model, {parameter: value}).", ""]
-    lines += [f"{param.name}: {param.doc} ({'one per model; ' if param.per_model else ''}{param.expected()})" for param in spec.params]
+    lines += [
+        f"{param.name}: {param.doc} ({'one per model; ' if param.per_model else ''}{param.expected()})"
+        for param in spec.params
+    ]
     return "\n".join(lines)
 
 
 def _signature(spec: MethodSpec) -> inspect.Signature:
     kinds = inspect.Parameter
-    shown = [kinds("models", kinds.POSITIONAL_OR_KEYWORD), kinds("base", kinds.POSITIONAL_OR_KEYWORD, default=None)]
+    shown = [
+        kinds("models", kinds.POSITIONAL_OR_KEYWORD),
+        kinds("base", kinds.POSITIONAL_OR_KEYWORD, default=None),
+    ]
     for param in spec.params:
         name = "lambda_" if param.name == "lambda" else param.name
-        shown.append(kinds(name, kinds.KEYWORD_ONLY, default=kinds.empty if param.required else param.default))
+        shown.append(
+            kinds(name, kinds.KEYWORD_ONLY, default=kinds.empty if param.required else param.default)
+        )
     shown.append(kinds("fields", kinds.VAR_KEYWORD))
     return inspect.Signature(shown)
 
@@ -172,7 +204,15 @@ def _settings(options: dict[str, Any]) -> Any:
     return Settings(**options)
 
 
-def merge_tensors(method: str, tensors: Sequence[Any], base: Any = None, *, name: str = "tensor", seed: int = 0, **parameters: Any) -> Any:
+def merge_tensors(
+    method: str,
+    tensors: Sequence[Any],
+    base: Any = None,
+    *,
+    name: str = "tensor",
+    seed: int = 0,
+    **parameters: Any,
+) -> Any:
     """Merge single tensors (torch or numpy, all of one kind) by any method; the result is of the same kind.
 
     >>> import numpy as np
@@ -186,7 +226,12 @@ def merge_tensors(method: str, tensors: Sequence[Any], base: Any = None, *, name
 
 
 def merge_state_dicts(
-    method: str, states: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None = None, *, seed: int = 0, **parameters: Any
+    method: str,
+    states: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    **parameters: Any,
 ) -> dict[str, Any]:
     """Merge whole state dicts in memory. Every tensor must be in each of them, with one shape.
 

@@ -10,14 +10,27 @@ import typer
 if TYPE_CHECKING:
     from smelt.engine.plan import Settings
 
-Threads = Annotated[int | None, typer.Option("--threads", "-j", min=1, help="Worker threads; all cores by default.", show_default=False)]
-MaxRam = Annotated[str | None, typer.Option(help="Upper bound of memory, e.g. 2GB; blocks shrink to fit.", show_default=False)]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-j", min=1, help="Worker threads; all cores by default.", show_default=False),
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(help="Upper bound of memory, e.g. 2GB; blocks shrink to fit.", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, xpu or auto.")]
 ShardSize = Annotated[str, typer.Option(help="Largest file of weights, e.g. 5GB.")]
-BlockSize = Annotated[int | None, typer.Option(min=65536, help="Elements per block; changes speed, never bytes.", show_default=False)]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(min=65536, help="Elements per block; changes speed, never bytes.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random masks, unless the recipe has one.")]
-Missing = Annotated[str, typer.Option(help="Tensors that some models lack: error, or merge over those that have them.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on when an input holds NaN or Inf.")]
+Missing = Annotated[
+    str, typer.Option(help="Tensors that some models lack: error, or merge over those that have them.")
+]
+AllowNonfinite = Annotated[
+    bool, typer.Option("--allow-nonfinite", help="Go on when an input holds NaN or Inf.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -40,7 +53,9 @@ def read_settings(
     from smelt.engine.plan import BLOCK, Settings
 
     if missing not in ("error", "merge"):
-        raise PlanError(f"unknown policy {missing!r}", where="--missing", fix=did_you_mean(missing, ["error", "merge"]))
+        raise PlanError(
+            f"unknown policy {missing!r}", where="--missing", fix=did_you_mean(missing, ["error", "merge"])
+        )
     return Settings(
         threads=threads or cores(), block=block_size or BLOCK, shard_size=parse_size(shard_size), device=resolve(device),
         seed=seed, missing=missing, allow_nonfinite=allow_nonfinite, max_ram=parse_size(max_ram) if max_ram else None,

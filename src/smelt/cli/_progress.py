@@ -16,7 +16,14 @@ def merge_progress(tensors: int, show: bool) -> Iterator[Callable[[str, int, int
     if not show or not console.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.fields[tensors]}"), DownloadColumn(),

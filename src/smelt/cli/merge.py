@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smelt.cli._options import (
-    AllowNonfinite, BlockSize, Device, Json, MaxRam, Missing, Quiet, Seed, ShardSize, Threads, print_json, read_settings,
+    AllowNonfinite,
+    BlockSize,
+    Device,
+    Json,
+    MaxRam,
+    Missing,
+    Quiet,
+    Seed,
+    ShardSize,
+    Threads,
+    print_json,
+    read_settings,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -46,7 +57,12 @@ def COMMAND(
     finally:
         plan.close()
     if json:
-        print_json({**{key: value for key, value in vars(report).items() if key != "outputs"}, "outputs": dict(report.outputs)})
+        print_json(
+            {
+                **{key: value for key, value in vars(report).items() if key != "outputs"},
+                "outputs": dict(report.outputs),
+            }
+        )
     elif not quiet:
         _show(report)
 

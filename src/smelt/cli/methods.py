@@ -15,7 +15,8 @@ _GROUPS = ("start here", "robust", "specialised")
 
 
 def COMMAND(
-    name: Annotated[str | None, typer.Argument(help="Show this method in full.", show_default=False)] = None, json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Show this method in full.", show_default=False)] = None,
+    json: Json = False,
 ) -> None:
     """List the merge methods, or explain one: formula, parameters, example.
 
@@ -74,7 +75,9 @@ def _show_one(spec: MethodSpec) -> None:
     for param in spec.params:
         default = "required" if param.required else str(param.default)
         meaning = param.doc + (f" (no effect: {param.no_effect})" if param.no_effect else "")
-        table.add_row(param.name, "each model" if param.per_model else "the merge", default, param.expected(), meaning)
+        table.add_row(
+            param.name, "each model" if param.per_model else "the merge", default, param.expected(), meaning
+        )
     if spec.params:
         console.print(table, highlight=False)
     console.print("\nexample recipe:\n")

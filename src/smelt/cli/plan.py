@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smelt.cli._options import (
-    BlockSize, Device, Json, MaxRam, Missing, Seed, ShardSize, Threads, print_json, read_settings,
+    BlockSize,
+    Device,
+    Json,
+    MaxRam,
+    Missing,
+    Seed,
+    ShardSize,
+    Threads,
+    print_json,
+    read_settings,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -101,8 +110,13 @@ def _show_mapping(plan: Plan, console: Any) -> None:
 
     table = Table("output tensor", "shape", "dtype", "method", "from")
     for name, job in plan.jobs.items():
-        sources = ", ".join(part.spec.name if part.spec.name != name else label for label, part in zip(job.labels, job.inputs, strict=True))
-        table.add_row(name, "x".join(map(str, job.spec.shape)), job.spec.dtype, job.method, job.note or sources)
+        sources = ", ".join(
+            part.spec.name if part.spec.name != name else label
+            for label, part in zip(job.labels, job.inputs, strict=True)
+        )
+        table.add_row(
+            name, "x".join(map(str, job.spec.shape)), job.spec.dtype, job.method, job.note or sources
+        )
     console.print(table, highlight=False)
 
 
@@ -112,17 +126,24 @@ def _show_tensor(found: dict[str, Any]) -> None:
 
     console = Console()
     shape = "x".join(map(str, found["shape"]))
-    console.print(f"[bold]{found['tensor']}[/bold]  {found['method']}, {shape} {found['dtype']}, {found['layer']}, t = {found['t']:.4g}", highlight=False)
+    console.print(
+        f"[bold]{found['tensor']}[/bold]  {found['method']}, {shape} {found['dtype']}, {found['layer']}, t = {found['t']:.4g}",
+        highlight=False,
+    )
     if found["note"]:
         console.print(found["note"], highlight=False)
     table = Table("parameter", "value", "set by")
     for name, entry in found["parameters"].items():
         table.add_row(name, str(entry["value"]), str(entry["set by"]))
     console.print(table, highlight=False)
-    for label, value in (found.get("coefficients") or {}).items() if isinstance(found.get("coefficients"), dict) else ():
+    for label, value in (
+        (found.get("coefficients") or {}).items() if isinstance(found.get("coefficients"), dict) else ()
+    ):
         console.print(f"  {value:+.6f} x {label}", highlight=False)
     if isinstance(found.get("coefficients"), str):
         console.print(found["coefficients"], highlight=False)
     models = found["inputs"][-len(found["kept"]) :] if found.get("kept") else []
     for label, entry in zip(models, found.get("kept", ()), strict=True):
-        console.print(f"  {label}: " + ", ".join(f"{key} {value:.6g}" for key, value in entry.items()), highlight=False)
+        console.print(
+            f"  {label}: " + ", ".join(f"{key} {value:.6g}" for key, value in entry.items()), highlight=False
+        )

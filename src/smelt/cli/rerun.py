@@ -27,12 +27,16 @@ def COMMAND(
     with merge_progress(0, show=not (json or quiet)) as progress:
         report = rerun(directory, settings, progress)
     if json:
-        print_json({**vars(report), "problems": [str(problem) for problem in report.problems], "ok": report.ok})
+        print_json(
+            {**vars(report), "problems": [str(problem) for problem in report.problems], "ok": report.ok}
+        )
     elif not quiet:
         for change in report.changed_inputs[:10]:
             typer.echo(f"input changed: {change}")
         for problem in report.problems[:10]:
             typer.echo(f"differs: {problem}")
-        typer.echo(f"{report.same} of {report.tensors} tensors are the same" + (": reproduced" if report.ok else ""))
+        typer.echo(
+            f"{report.same} of {report.tensors} tensors are the same" + (": reproduced" if report.ok else "")
+        )
     if not report.ok:
         raise typer.Exit(1)

@@ -1,16 +1,16 @@
 """Every error a user can meet. Each says what was found, where, what was expected and what to do.
 
-    SmeltError                  exit 2: nothing was written
-    ├── RecipeError             the recipe is wrong (all problems at once, with YAML paths)
-    ├── CheckpointError         a model on disk is missing, truncated, corrupt or malicious
-    ├── PlanError               recipe and checkpoints do not fit together
-    ├── NonFiniteError          NaN or Inf in an input tensor
-    ├── OutputError             the target cannot be written (not empty, disk too small)
-    ├── MethodError             a merge method is declared or called wrongly
-    ├── LatentError             models, sites or operators of a latent merge do not fit together
-    ├── EvaluationError         prompts, responses or a judge are unusable
-    ├── MissingExtraError       an optional dependency is absent; prints the line that installs it
-    └── VerificationError       exit 1: an output is not what its plan says
+SmeltError                  exit 2: nothing was written
+├── RecipeError             the recipe is wrong (all problems at once, with YAML paths)
+├── CheckpointError         a model on disk is missing, truncated, corrupt or malicious
+├── PlanError               recipe and checkpoints do not fit together
+├── NonFiniteError          NaN or Inf in an input tensor
+├── OutputError             the target cannot be written (not empty, disk too small)
+├── MethodError             a merge method is declared or called wrongly
+├── LatentError             models, sites or operators of a latent merge do not fit together
+├── EvaluationError         prompts, responses or a judge are unusable
+├── MissingExtraError       an optional dependency is absent; prints the line that installs it
+└── VerificationError       exit 1: an output is not what its plan says
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class SmeltError(Exception):
 
     exit_code = 2
 
-    def __init__(self, what: str | Iterable[Problem], *, where: str = "", expected: str = "", fix: str = "") -> None:
+    def __init__(
+        self, what: str | Iterable[Problem], *, where: str = "", expected: str = "", fix: str = ""
+    ) -> None:
         self.problems: tuple[Problem, ...] = (
             (Problem(what, where, expected, fix),) if isinstance(what, str) else tuple(what)
         )

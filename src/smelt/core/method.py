@@ -39,10 +39,7 @@ REQUIRED = _Required()
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter of a method. ``lo``/``hi`` are inclusive bounds; ``per_model`` is read from the annotation.
-
-
-    """
+    """One parameter of a method. ``lo``/``hi`` are inclusive bounds; ``per_model`` is read from the annotation."""
 
     doc: str = ""
     lo: float | None = None
@@ -197,11 +194,15 @@ def _read_param(owner: str, argument: inspect.Parameter, hint: Any) -> Param:
         (plain,) = get_args(plain)
     kinds: dict[Any, Kind] = {float: "float", int: "int", bool: "bool", str: "choice"}
     if plain not in kinds:
-        raise MethodError(f"has type {plain!r}", where=where, expected="float, int, bool, str or a list of one")
+        raise MethodError(
+            f"has type {plain!r}", where=where, expected="float, int, bool, str or a list of one"
+        )
     default = note.default
     if argument.default is not inspect.Parameter.empty:
         default = argument.default
-    return replace(note, name=argument.name.rstrip("_"), kind=kinds[plain], per_model=per_model, default=default)
+    return replace(
+        note, name=argument.name.rstrip("_"), kind=kinds[plain], per_model=per_model, default=default
+    )
 
 
 def spec_of(function: Callable[..., Any]) -> MethodSpec:

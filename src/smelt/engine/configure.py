@@ -38,7 +38,7 @@ def _set_dtype(config: dict[str, Any], jobs: Mapping[str, Job], donor: Member) -
         sizes[job.spec.dtype] = sizes.get(job.spec.dtype, 0) + job.spec.nbytes
     if not sizes:
         return
-    name = _LONG_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype]), None)
+    name = _LONG_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype]))
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
     for key in keys:
         if name is not None:
@@ -71,7 +71,11 @@ def _set_depth(
 
 def _set_ties(config: dict[str, Any], donor: Member, jobs: Mapping[str, Job], notes: list[str]) -> None:
     """A head that is written must be read: untie the config when the donor was tied and the output is not."""
-    if donor.structure.tied and not read_structure(as_metas(jobs), config).tied and config.get("tie_word_embeddings") is not False:
+    if (
+        donor.structure.tied
+        and not read_structure(as_metas(jobs), config).tied
+        and config.get("tie_word_embeddings") is not False
+    ):
         config["tie_word_embeddings"] = False
         notes.append(f"{donor.label} ties its head to the embedding; the output has a head of its own")
 

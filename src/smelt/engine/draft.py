@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from smelt.arch import read_structure
 from smelt.core.errors import Problem, SmeltError
 from smelt.core.method import REQUIRED, MethodSpec, Registry
-from smelt.arch import read_structure
 from smelt.core.types import DTYPE_NAMES, FLOATS, TensorSpec
 from smelt.engine.configure import build_config
 from smelt.engine.jobs import Draft, Job, Part, as_metas
@@ -38,7 +38,9 @@ class Drafter:
     def draft(self, recipe: Recipe, path: str = "") -> tuple[Draft, Member | None]:
         """The jobs of a recipe, and the recipe's result seen as a model."""
         spec = self.methods.find(recipe.merge_method)
-        opened = {id(node): self._member(node, f"{path}{number}/") for number, node in enumerate(_nodes(recipe))}
+        opened = {
+            id(node): self._member(node, f"{path}{number}/") for number, node in enumerate(_nodes(recipe))
+        }
         if any(member is None for member in opened.values()):
             return Draft(), None
         uses_base = recipe.base_model is not None and not (spec.base == "ignored" and spec.max_models == 1)
@@ -56,7 +58,9 @@ class Drafter:
 
     def _member(self, node: Any, path: str) -> Member | None:
         if isinstance(node, Recipe):
-            inner = Drafter(self.members, self.methods, self.missing, self.seed, self.problems, self.notes, self.depth + 1)
+            inner = Drafter(
+                self.members, self.methods, self.missing, self.seed, self.problems, self.notes, self.depth + 1
+            )
             return inner.draft(node, path)[1]
         return self.members.open(node)
 
@@ -114,7 +118,9 @@ class JobMaker:
             return None
         head = next((item for item in present if item[0].is_base), present[0])
         if head[2].spec.dtype not in FLOATS:
-            return self._copy(row, head, f"{head[2].spec.dtype} numbers are not merged: copied from {head[0].member.label}")
+            return self._copy(
+                row, head, f"{head[2].spec.dtype} numbers are not merged: copied from {head[0].member.label}"
+            )
         return self._merge(row, present)
 
     def _all_present(self, row: Row, seats: Sequence[tuple[Seat, str, Part | None]]) -> bool:
@@ -153,12 +159,14 @@ class JobMaker:
     def _copy(self, row: Row, item: tuple[Seat, str, Part], note: str) -> Job:
         seat, _, part = item
         spec = TensorSpec(row.name, part.spec.dtype, part.spec.shape)
-        return Job(spec, "copy", None, (part,), (seat.member.label,), {}, {}, "copy", row.layer, row.t, note=note)
+        return Job(
+            spec, "copy", None, (part,), (seat.member.label,), {}, {}, "copy", row.layer, row.t, note=note
+        )
 
     def _merge(self, row: Row, present: Sequence[tuple[Seat, str, Part]]) -> Job | None:
         spec = self.spec
         base, models = self._split(present)
-        if base is None and spec.base in ("required", "member") or not models and spec.base != "member":
+        if (base is None and spec.base in ("required", "member")) or (not models and spec.base != "member"):
             return self._copy(row, present[0], f"only in {present[0][0].member.label}: copied")
         params, levels = self._params(row, base, models)
         if params is None:
@@ -181,19 +189,29 @@ class JobMaker:
             fixed_dtype=(self.recipe.out_dtype or self.recipe.dtype) is not None,
         )  # fmt: skip
 
-    def _split(self, present: Sequence[tuple[Seat, str, Part]]) -> tuple[tuple[Seat, str, Part] | None, list[Any]]:
+    def _split(
+        self, present: Sequence[tuple[Seat, str, Part]]
+    ) -> tuple[tuple[Seat, str, Part] | None, list[Any]]:
         if self.spec.base == "ignored":
             return None, list(present)
         base = next((item for item in present if item[0].is_base), None)
         return base, [item for item in present if not item[0].is_base]
 
-    def _params(self, row: Row, base: Any, models: Sequence[tuple[Seat, str, Part]]) -> tuple[Any, dict[str, Any]]:
+    def _params(
+        self, row: Row, base: Any, models: Sequence[tuple[Seat, str, Part]]
+    ) -> tuple[Any, dict[str, Any]]:
         """Every parameter for this tensor, per-model ones as lists, and the level that set it."""
         values: dict[str, Any] = {}
         levels: dict[str, Any] = {"dropped": [False] * len(models)}
         for param in self.spec.params:
             key = f"{param.name}_" if param.name in ("lambda",) else param.name
-            around = {"slice_": row.slice_, "module": row.module, "top": self.recipe.parameters, "output_name": row.name, "t": row.t}
+            around = {
+                "slice_": row.slice_,
+                "module": row.module,
+                "top": self.recipe.parameters,
+                "output_name": row.name,
+                "t": row.t,
+            }
             if not param.per_model:
                 found = resolve(param, **around)
                 if found.value is REQUIRED:
@@ -246,7 +264,10 @@ class JobMaker:
                 self.spec.combine(symbols[0] if base else None, symbols[1:], None, **params)
         except SmeltError as error:
             for problem in error.problems:
-                self._problem("refused by the method", Problem(problem.what, f"tensor {row.name!r}", problem.expected, problem.fix))
+                self._problem(
+                    "refused by the method",
+                    Problem(problem.what, f"tensor {row.name!r}", problem.expected, problem.fix),
+                )
             return False
         return True
 

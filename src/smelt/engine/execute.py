@@ -18,11 +18,11 @@ from smelt.engine.jobs import Job, Part
 from smelt.engine.measure import measure_all
 from smelt.engine.members import FilePart
 from smelt.engine.run import NestedFeed, TensorRun, add_context
+from smelt.methods import REGISTRY
 from smelt.numerics.blocks import GRAIN, Backend
 from smelt.numerics.reference import NumpyBackend
 from smelt.numerics.rounding import STORAGE, accumulation
 from smelt.numerics.stats import TensorInfo
-from smelt.methods import REGISTRY
 
 #: a merge of fewer elements is not worth loading the compiler for
 SMALL_MERGE = 1 << 21
@@ -172,7 +172,9 @@ class Executor:
             if digest is not None:
                 digest.add(start, buffer)
             if check and self.backend.nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta.dtype):
-                refuse_nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta, start // ITEMSIZE[part.meta.dtype])
+                refuse_nonfinite(
+                    buffer.view(STORAGE[part.meta.dtype]), part.meta, start // ITEMSIZE[part.meta.dtype]
+                )
             self.sink(job.spec.name, start, buffer)
             self.progress(length, 0)
 
@@ -191,7 +193,10 @@ class Executor:
 
 def widest_scope(job: Job) -> str:
     """The widest scope an order statistic of this job (or of one nested in it) asks for."""
-    scopes = [str(job.params.get("scope", "tensor")), *(widest_scope(part) for part in job.inputs if isinstance(part, Job))]
+    scopes = [
+        str(job.params.get("scope", "tensor")),
+        *(widest_scope(part) for part in job.inputs if isinstance(part, Job)),
+    ]
     return max(scopes, key=["tensor", "layer", "model"].index)
 
 

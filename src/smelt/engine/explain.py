@@ -39,7 +39,9 @@ def explain(plan: Plan, name: str) -> dict[str, Any]:
 def _coefficients(plan: Plan, job: Job) -> dict[str, Any]:
     from smelt.methods import REGISTRY
 
-    executor = Executor({job.spec.name: job}, lambda *_: None, threads=1, block=plan.settings.block, backend=NumpyBackend())
+    executor = Executor(
+        {job.spec.name: job}, lambda *_: None, threads=1, block=plan.settings.block, backend=NumpyBackend()
+    )
     run = executor.build(job)
     scope = widest_scope(job)
     if REGISTRY[job.method].measure is not None:
@@ -53,7 +55,10 @@ def _coefficients(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def _labels(job: Job) -> list[str]:
-    return [f"{label} (base)" if at == 0 and job.base is not None else label for at, label in enumerate(job.labels)]
+    return [
+        f"{label} (base)" if at == 0 and job.base is not None else label
+        for at, label in enumerate(job.labels)
+    ]
 
 
 def _is_sum(run: TensorRun) -> bool:

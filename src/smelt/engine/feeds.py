@@ -45,7 +45,9 @@ class FileFeed:
         self._digest: TensorDigest | None = None
         self._is_broken: Callable[[np.ndarray, str], bool] | None = None
 
-    def last_pass(self, digest: TensorDigest | None, is_broken: Callable[[np.ndarray, str], bool] | None) -> None:
+    def last_pass(
+        self, digest: TensorDigest | None, is_broken: Callable[[np.ndarray, str], bool] | None
+    ) -> None:
         """From now on every element is read exactly once."""
         self._digest, self._is_broken = digest, is_broken
 

@@ -82,7 +82,9 @@ def _sums(run: TensorRun, requests: list[tuple[int, Sum]], crew: Crew) -> dict[i
         if not chosen:
             continue
         program = Program.of([value for _, value in chosen])
-        values = run.column_sums(program, crew) if axis == "column" else run.sums(program, axis == "row", crew)
+        values = (
+            run.column_sums(program, crew) if axis == "column" else run.sums(program, axis == "row", crew)
+        )
         for column, (place, _) in enumerate(chosen):
             results[place] = float(values[column]) if axis is None else values[column]
     return results
@@ -110,7 +112,9 @@ def _tops(
     return cuts
 
 
-def _start_search(asked: list[tuple[TensorRun, list[Any]]], keys: list[tuple[int, int]], crew: Crew) -> _Search:
+def _start_search(
+    asked: list[tuple[TensorRun, list[Any]]], keys: list[tuple[int, int]], crew: Crew
+) -> _Search:
     runs = [asked[at][0] for at, _ in keys]
     requests: list[Top] = [asked[at][1][place] for at, place in keys]
     programs = [Program.of([request.value]) for request in requests]
@@ -147,7 +151,11 @@ def _one_pass(searches: list[_Search], crew: Crew) -> None:
             for bucket, result in zip(per_search, results, strict=True):
                 bucket.append(result)
     for search, results in zip(searches, per_search, strict=True):
-        taken = search.selector.take_bracket if search.selector.next.kind == "bracket" else search.selector.take_collected
+        taken = (
+            search.selector.take_bracket
+            if search.selector.next.kind == "bracket"
+            else search.selector.take_collected
+        )
         taken(results)
 
 
@@ -181,7 +189,9 @@ def _cuts(search: _Search, crew: Crew) -> dict[tuple[int, int], Cut]:
     return cuts
 
 
-def _last_tie(run: TensorRun, program: Program, span: tuple[int, int], kept: int, pattern: int, crew: Crew) -> int:
+def _last_tie(
+    run: TensorRun, program: Program, span: tuple[int, int], kept: int, pattern: int, crew: Crew
+) -> int:
     """Index of the ``kept``-th element of a block that has the pattern; -1 when none is kept."""
     if kept == 0:
         return span[0] - 1

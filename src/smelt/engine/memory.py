@@ -17,7 +17,17 @@ from smelt.engine.members import FilePart
 from smelt.engine.plan import BLOCK, Plan
 
 _MEMORY = Path("memory")
-_NUMPY = {"float32": "F32", "float64": "F64", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+_NUMPY = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
 
 class MemorySource:
@@ -46,7 +56,11 @@ def _as_raw(value: Any, where: str) -> tuple[np.ndarray, str]:
     elif type(value).__module__.startswith("torch"):
         import torch
 
-        dtype = "BF16" if value.dtype == torch.bfloat16 else _NUMPY.get(str(value.dtype).removeprefix("torch."), "")
+        dtype = (
+            "BF16"
+            if value.dtype == torch.bfloat16
+            else _NUMPY.get(str(value.dtype).removeprefix("torch."), "")
+        )
         value = value.detach().cpu().contiguous()
         array = (value.view(torch.int16) if dtype == "BF16" else value).numpy() if dtype else np.empty(0)
     else:
@@ -57,7 +71,11 @@ def _as_raw(value: Any, where: str) -> tuple[np.ndarray, str]:
 
 
 def merge_dicts(
-    method: str, states: Sequence[Mapping[str, Any]], base: Mapping[str, Any] | None, seed: int, parameters: Mapping[str, Any]
+    method: str,
+    states: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any] | None,
+    seed: int,
+    parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Merge state dicts; the result holds tensors of the kind that came in."""
     from smelt.methods import REGISTRY
@@ -83,7 +101,9 @@ def check_parameters(spec: MethodSpec, given: Mapping[str, Any], count: int) -> 
     chosen: dict[str, Any] = {}
     for param in spec.params:
         value = given.get(param.name, given.get(f"{param.name}_", param.default))
-        values = list(value) if isinstance(value, list | tuple) else [value] * (count if param.per_model else 1)
+        values = (
+            list(value) if isinstance(value, list | tuple) else [value] * (count if param.per_model else 1)
+        )
         problems += _problems_with(param, values, count)
         key = "lambda_" if param.name == "lambda" else param.name
         chosen[key] = values if param.per_model else values[0]
@@ -102,7 +122,11 @@ def _problems_with(param: Param, values: list[Any], count: int) -> list[Problem]
 
 
 def _jobs(
-    spec: MethodSpec, sources: Sequence[MemorySource], base: MemorySource | None, params: dict[str, Any], seed: int
+    spec: MethodSpec,
+    sources: Sequence[MemorySource],
+    base: MemorySource | None,
+    params: dict[str, Any],
+    seed: int,
 ) -> dict[str, Job]:
     everyone = [*([base] if base is not None else []), *sources]
     if base is None and spec.base in ("required", "member"):
@@ -115,7 +139,9 @@ def _jobs(
         lacking = [source.label for source in everyone if name not in source.tensors]
         metas = [source.tensors[name] for source in everyone if name in source.tensors]
         if lacking:
-            problems.append(Problem(f"is not in {', '.join(lacking)}", f"tensor {name!r}", "the same names everywhere"))
+            problems.append(
+                Problem(f"is not in {', '.join(lacking)}", f"tensor {name!r}", "the same names everywhere")
+            )
         elif len({meta.shape for meta in metas}) > 1:
             shapes = " and ".join(str(list(shape)) for shape in dict.fromkeys(meta.shape for meta in metas))
             problems.append(Problem(f"has shapes {shapes}", f"tensor {name!r}", "equal shapes"))
@@ -139,7 +165,14 @@ def _job(
     return Job(out, spec.name, base_part, parts, labels, params, {}, seed=seed, stream=name)
 
 
-def run_in_memory(jobs: Mapping[str, Job], *, threads: int = 1, block: int = BLOCK, device: str = "cpu", allow_nonfinite: bool = True) -> dict[str, np.ndarray]:
+def run_in_memory(
+    jobs: Mapping[str, Job],
+    *,
+    threads: int = 1,
+    block: int = BLOCK,
+    device: str = "cpu",
+    allow_nonfinite: bool = True,
+) -> dict[str, np.ndarray]:
     """Carry jobs out into byte arrays."""
     made = {name: np.empty(job.spec.nbytes, np.uint8) for name, job in jobs.items()}
 
@@ -172,7 +205,11 @@ def merge_to_memory(plan: Plan) -> dict[str, Any]:
     """The outputs of a plan as torch tensors."""
     settings = plan.settings
     made = run_in_memory(
-        plan.jobs, threads=settings.threads, block=settings.block, device=settings.device, allow_nonfinite=settings.allow_nonfinite
+        plan.jobs,
+        threads=settings.threads,
+        block=settings.block,
+        device=settings.device,
+        allow_nonfinite=settings.allow_nonfinite,
     )
     return {name: as_torch(made.pop(name), job.spec) for name, job in plan.jobs.items()}
 

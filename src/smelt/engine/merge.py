@@ -33,7 +33,9 @@ class MergeReport:
     notes: tuple[str, ...]
 
 
-def run_merge(plan: Plan, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None) -> MergeReport:
+def run_merge(
+    plan: Plan, target: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> MergeReport:
     """Carry a plan out. The target appears complete and verified, or not at all."""
     began = time.perf_counter()
     settings, tell = plan.settings, progress or (lambda stage, done, total, tensors: None)
@@ -97,7 +99,9 @@ def _counter(stage: str, total: int, tell: Progress) -> Callable[..., None]:
     return add
 
 
-def rerun(directory: str | Path, settings: Settings | None = None, progress: Progress | None = None) -> RerunReport:
+def rerun(
+    directory: str | Path, settings: Settings | None = None, progress: Progress | None = None
+) -> RerunReport:
     """Make a finished merge again from its provenance, in memory, and compare every fingerprint."""
     past = read_record(Path(directory))
     chosen = replace(

@@ -63,7 +63,13 @@ class Outliner:
 
     def _seats(self, entries: Sequence[Any], base: Any) -> list[Seat]:
         seats = [
-            Seat(self.member(entry.model), entry.model, entry.parameters, getattr(entry, "layer_range", None), entry.model == base)
+            Seat(
+                self.member(entry.model),
+                entry.model,
+                entry.parameters,
+                getattr(entry, "layer_range", None),
+                entry.model == base,
+            )
             for entry in entries
         ]
         if base is not None and self.uses_base and not any(seat.is_base for seat in seats):
@@ -77,7 +83,9 @@ class Outliner:
         first = next((seat for seat in seats if seat.is_base), seats[0])
         for name in self._union(seats, first):
             if chosen is None or name in chosen:
-                self.outline.rows.append(self._row(name, [(seat, name) for seat in seats], first, None, module))
+                self.outline.rows.append(
+                    self._row(name, [(seat, name) for seat in seats], first, None, module)
+                )
 
     def _union(self, seats: Sequence[Seat], first: Seat) -> Iterator[str]:
         names = dict.fromkeys(first.member.parts)
@@ -102,7 +110,10 @@ class Outliner:
 
     def _row(self, name: str, seats: list[tuple[Seat, str]], first: Seat, slice_: Any, module: Any) -> Row:
         """A row whose gradient position follows from the layer it stands in."""
-        owner = next((seat.member for seat, inner in [(first, name), *seats] if inner in seat.member.parts), first.member)
+        owner = next(
+            (seat.member for seat, inner in [(first, name), *seats] if inner in seat.member.parts),
+            first.member,
+        )
         found = owner.structure.layer_of(name)
         if found is None:
             return Row(name, tuple(seats), slice_, module, 0.0, "outside layers")
@@ -140,7 +151,13 @@ class Outliner:
         return len(self.outline.problems) > before
 
     def _layer(
-        self, seats: Sequence[Seat], slice_: Any, module: Any, step: int, out_layer: int, chosen: set[str] | None
+        self,
+        seats: Sequence[Seat],
+        slice_: Any,
+        module: Any,
+        step: int,
+        out_layer: int,
+        chosen: set[str] | None,
     ) -> None:
         """All tensors of one output layer."""
         per_seat = [self._layer_names(seat, step) for seat in seats]
@@ -158,7 +175,9 @@ class Outliner:
             ]
             self.outline.rows.append(Row(name, tuple(inner), slice_, module, t, f"{main.prefix}{out_layer}"))
 
-    def _outside(self, seats: Sequence[Seat], slice_: Any, module: Any, side: str, chosen: set[str] | None) -> None:
+    def _outside(
+        self, seats: Sequence[Seat], slice_: Any, module: Any, side: str, chosen: set[str] | None
+    ) -> None:
         """Tensors before or after the layers; other stacks (a vision tower, say) count as before."""
         first = next((seat for seat in seats if seat.is_base), seats[0])
         for name in self._union(seats, first):
@@ -179,7 +198,9 @@ class Outliner:
         ] + ([self.base] if self.base is not None and self.uses_base else [])
         names = {name for node in nodes for name in self.member(node).parts}
         for title in self.recipe.modules:
-            taken[title] = {name for name in names if title in name.split(".")} if title != "default" else set()
+            taken[title] = (
+                {name for name in names if title in name.split(".")} if title != "default" else set()
+            )
         if "default" in taken:
             taken["default"] = names - set().union(*taken.values())
         for title, module in self.recipe.modules.items():

@@ -85,14 +85,18 @@ class Plan:
         found: dict[str, list[str]] = {}
         for member in self.members.by_ref.values():
             if member is not None and member.checkpoint is not None:
-                left = [name for name, part in member.parts.items() if (part.meta.file, name) not in self.inputs]
+                left = [
+                    name for name, part in member.parts.items() if (part.meta.file, name) not in self.inputs
+                ]
                 if left:
                     found[member.label] = left
         return found
 
     def peak_memory(self) -> int:
         """Predicted peak of anonymous memory in bytes."""
-        per_element = max(sum(ITEMSIZE[part.meta.dtype] for part in job.files()) + 8 for job in self.jobs.values())
+        per_element = max(
+            sum(ITEMSIZE[part.meta.dtype] for part in job.files()) + 8 for job in self.jobs.values()
+        )
         largest = max(job.spec.numel for job in self.jobs.values())
         block = min(self.settings.block, max(largest, 1))
         return RESIDENT + self.settings.threads * block * per_element + 64 * len(self.jobs)
@@ -132,7 +136,9 @@ def _finish(
     recipe: Recipe, settings: Settings, jobs: dict[str, Job], config: dict[str, Any], members: Members,
     folder: Path | None, notes: list[str],
 ) -> Plan:  # fmt: skip
-    layout = plan_shards([job.spec for job in jobs.values()], settings.shard_size, metadata={"made_by": "smelt"})
+    layout = plan_shards(
+        [job.spec for job in jobs.values()], settings.shard_size, metadata={"made_by": "smelt"}
+    )
     files, file_notes = side_files(folder) if folder is not None else ({}, [])
     notes = [*map(str, recipe.warnings), *notes, *file_notes]
     for member in members.by_ref.values():

@@ -19,7 +19,9 @@ from smelt.engine.plan import Plan
 PROVENANCE = "smelt.json"
 
 
-def record(plan: Plan, inputs: Mapping[tuple[str, str], TensorDigest], outputs: Mapping[str, str]) -> dict[str, Any]:
+def record(
+    plan: Plan, inputs: Mapping[tuple[str, str], TensorDigest], outputs: Mapping[str, str]
+) -> dict[str, Any]:
     """The content of smelt.json."""
     settings = plan.settings
     return {
@@ -44,7 +46,9 @@ def _inputs(plan: Plan, digests: Mapping[tuple[str, str], TensorDigest]) -> dict
         if member is None or member.checkpoint is None:
             continue
         keys = ((name, digests.get((str(part.meta.file), name))) for name, part in member.parts.items())
-        found[member.label] = {name: digest.hexdigest() for name, digest in keys if digest is not None and digest.complete}
+        found[member.label] = {
+            name: digest.hexdigest() for name, digest in keys if digest is not None and digest.complete
+        }
     return found
 
 
@@ -71,12 +75,16 @@ def read_record(directory: Path) -> dict[str, Any]:
     try:
         past = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError("has no smelt.json", where=str(directory), expected="a directory made by smelt merge") from None
+        raise CheckpointError(
+            "has no smelt.json", where=str(directory), expected="a directory made by smelt merge"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path)) from None
     lacking = {"recipe", "settings", "inputs", "outputs"} - (past.keys() if isinstance(past, dict) else set())
     if lacking:
-        raise CheckpointError(f"lacks {', '.join(sorted(lacking))}", where=str(path), expected="a record written by smelt merge")
+        raise CheckpointError(
+            f"lacks {', '.join(sorted(lacking))}", where=str(path), expected="a record written by smelt merge"
+        )
     return past
 
 
@@ -84,7 +92,10 @@ def compare_records(path: Path, past: Mapping[str, Any], fresh: Mapping[str, Any
     """Every output tensor that came out otherwise, and every input that is no longer the same."""
     old, new = past["outputs"], fresh["outputs"]
     problems = [
-        Problem("came out differently" if name in new and name in old else "is in only one of the two runs", f"tensor {name!r}")
+        Problem(
+            "came out differently" if name in new and name in old else "is in only one of the two runs",
+            f"tensor {name!r}",
+        )
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]
@@ -95,4 +106,6 @@ def compare_records(path: Path, past: Mapping[str, Any], fresh: Mapping[str, Any
         if fresh["inputs"].get(model, {}).get(name) != digest
     ]
     same = sum(old.get(name) == digest for name, digest in new.items())
-    return RerunReport(path, len(new), same, tuple(changed), tuple(problems), (past.get("smelt", "?"), fresh["smelt"]))
+    return RerunReport(
+        path, len(new), same, tuple(changed), tuple(problems), (past.get("smelt", "?"), fresh["smelt"])
+    )

@@ -50,7 +50,9 @@ class TensorRun:
         """The traced formula, once the statistics are known."""
         if self._program is None:
             with np.errstate(all="ignore"):
-                self._program = Program.of([self.spec.combine(self.base, self.models, self.stats, **self.params)])
+                self._program = Program.of(
+                    [self.spec.combine(self.base, self.models, self.stats, **self.params)]
+                )
         return self._program
 
     def grid(self, start: int) -> Grid:

@@ -15,12 +15,18 @@ def side_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and _belongs(path):
             found[path.name] = path
-        elif path.is_dir() and path.name[:1].isdigit():  # sentence-transformers modules: 1_Pooling and the like
+        elif (
+            path.is_dir() and path.name[:1].isdigit()
+        ):  # sentence-transformers modules: 1_Pooling and the like
             for inner in sorted(path.rglob("*")):
                 if inner.is_file() and inner.suffix in _KEEP:
                     found[str(inner.relative_to(folder))] = inner
     code = sorted(path.name for path in folder.glob("*.py"))
-    notes = [f"code files are not copied ({', '.join(code)}); copy them yourself if you trust them"] if code else []
+    notes = (
+        [f"code files are not copied ({', '.join(code)}); copy them yourself if you trust them"]
+        if code
+        else []
+    )
     return found, notes
 
 

@@ -30,7 +30,11 @@ def check_vocabularies(recipe: Recipe, members: Members, notes: list[str]) -> li
             )  # fmt: skip
         elif difference:
             notes.append(f"{difference}; their embedding rows are merged by position")
-    if asked and recipe.tokenizer is not None and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of):
+    if (
+        asked
+        and recipe.tokenizer is not None
+        and (recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of)
+    ):
         problems.append(
             Problem("rules for single tokens and padding of the vocabulary are not built yet", "tokenizer",
                     "source alone", "leave tokens and pad_to_multiple_of out")

@@ -9,7 +9,9 @@ from smelt.core.method import Param
 Weight = Annotated[list[float], Param(doc="weight of this model")]
 Lambda = Annotated[float, Param(doc="scale of the merged task vector before it is added to the base")]
 Normalize = Annotated[bool, Param(doc="divide by the sum of the weights that take part")]
-Density = Annotated[list[float], Param(doc="share of each task vector's elements that is kept", lo=0, hi=1, default=1.0)]
+Density = Annotated[
+    list[float], Param(doc="share of each task vector's elements that is kept", lo=0, hi=1, default=1.0)
+]
 Rescale = Annotated[bool, Param(doc="scale what is left of a thinned task vector up again")]
 RescaleNorm = Annotated[
     str,

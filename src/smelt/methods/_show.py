@@ -23,7 +23,9 @@ def example_recipe(spec: MethodSpec, folder: str = ".", models: tuple[str, ...] 
     lines.append("models:")
     for name in names:
         lines.append(f"  - model: {folder}/{name}")
-        own = [f"      {param.name}: {_value(param)}" for param in spec.per_model_params if _worth_showing(param)]
+        own = [
+            f"      {param.name}: {_value(param)}" for param in spec.per_model_params if _worth_showing(param)
+        ]
         lines += ["    parameters:", *own] if own else []
     shown = [f"  {param.name}: {_value(param)}" for param in spec.global_params if _worth_showing(param)]
     lines += ["parameters:", *shown] if shown else []
@@ -44,7 +46,9 @@ def method_table(specs: Iterable[MethodSpec]) -> str:
     lines = ["| method | base | passes | what it does | formula |", "| --- | --- | --- | --- | --- |"]
     for spec in specs:
         name = f"[{spec.name}]({spec.paper})" if spec.paper else spec.name
-        lines.append(f"| {name} | {spec.base} | {2 if spec.measure else 1} | {spec.summary} | `{spec.formula}` |")
+        lines.append(
+            f"| {name} | {spec.base} | {2 if spec.measure else 1} | {spec.summary} | `{spec.formula}` |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -18,9 +18,15 @@ from smelt.numerics.expr import Sym, total
     paper="https://arxiv.org/abs/2203.05482",
     group="start here",
 )
-def linear(base: None, models: Sequence[Sym], stats: Any, *, weight: Weight, normalize: Normalize = True) -> Sym:
+def linear(
+    base: None, models: Sequence[Sym], stats: Any, *, weight: Weight, normalize: Normalize = True
+) -> Sym:
     share = sum(weight)
     if normalize and share == 0:
-        raise MethodError("the weights sum to zero", expected="a sum other than 0", fix="set normalize: false or other weights")
-    factor = 1.0 / share if normalize else 1.0
-    return total(model * (w * factor) for w, model in zip(weight, models, strict=True))
+        raise MethodError(
+            "the weights sum to zero",
+            expected="a sum other than 0",
+            fix="set normalize: false or other weights",
+        )
+    mix = total(model * w for w, model in zip(weight, models, strict=True))
+    return mix / share if normalize and share != 1 else mix  # weights scaled first would round twice

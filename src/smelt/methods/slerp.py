@@ -30,6 +30,10 @@ def _measure(base: Sym, models: Sequence[Sym], info: TensorInfo, *, t: float) ->
     group="start here",
 )
 def slerp(
-    base: Sym, models: Sequence[Sym], stats: Any, *, t: Annotated[float, Param(doc="0 is the base, 1 the other", lo=0, hi=1)]
+    base: Sym,
+    models: Sequence[Sym],
+    stats: Any,
+    *,
+    t: Annotated[float, Param(doc="0 is the base, 1 the other", lo=0, hi=1)],
 ) -> Sym:
     return weighted([base, *models], stats)

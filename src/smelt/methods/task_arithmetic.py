@@ -10,7 +10,9 @@ from smelt.methods._deltas import add_mix
 from smelt.methods._params import Int8Mask, Lambda, Normalize, Weight
 from smelt.numerics.expr import Sym
 
-_Unused = Param(doc="accepted for compatibility", lo=0, hi=1, default=1.0, no_effect="task arithmetic keeps everything")
+_Unused = Param(
+    doc="accepted for compatibility", lo=0, hi=1, default=1.0, no_effect="task arithmetic keeps everything"
+)
 _UnusedFlag = Param(doc="accepted for compatibility", no_effect="task arithmetic keeps everything")
 
 

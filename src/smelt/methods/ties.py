@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from smelt.core.method import method
 from smelt.methods._deltas import Thinning, add_elected, measure_magnitude
-from smelt.methods._params import Density, Int8Mask, Lambda, Normalize, Rescale, RescaleNorm, ScopeParam, Weight
+from smelt.methods._params import (
+    Density,
+    Int8Mask,
+    Lambda,
+    Normalize,
+    Rescale,
+    RescaleNorm,
+    ScopeParam,
+    Weight,
+)
 from smelt.numerics.expr import Sym
 
 

@@ -38,7 +38,9 @@ class Grid:
         grains = np.arange(-(-(self.start + 1) // GRAIN) * GRAIN, end, GRAIN, dtype=np.int64)
         cuts = [np.array([self.start, end], np.int64), grains]
         if by_row:
-            cuts.append(np.arange(-(-(self.start + 1) // self.row_length) * self.row_length, end, self.row_length))
+            cuts.append(
+                np.arange(-(-(self.start + 1) // self.row_length) * self.row_length, end, self.row_length)
+            )
         return np.unique(np.concatenate(cuts)) - self.start
 
 

@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import Any
 
 from smelt.numerics.blocks import LANES
+from smelt.numerics.rounding import NEAR
 
 _SYMBOLS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/",
@@ -32,6 +33,7 @@ class Flavour:
     out: str
     rows: int
     cols: int
+    near: bool = False  # float64 only near rounding boundaries
 
 
 def generate(flavour: Flavour) -> str:
@@ -143,17 +145,56 @@ def _operation(
     return f"{value(args[0])} {_SYMBOLS[op]} {value(args[1])}"
 
 
+def _exact_statements(flavour: Flavour, index: str) -> str:
+    """Every number once more in float64 as ``u``; truth values and signs stay those of the accumulation dtype,
+    as statistics have seen them."""
+    code, _ = flavour.structure
+    lines = []
+    for position, (op, *args) in enumerate(code):
+        text = _exact(position, op, args, code, index)
+        if text:
+            lines.append(f"u{position} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _exact(position: int, op: str, args: list[Any], code: tuple[Any, ...], index: str) -> str:
+    def value(position: int) -> str:
+        leaf = code[position]
+        return f"w{leaf[1]}" if leaf[0] == "const" else f"u{position}"
+
+    match op:
+        case "const" | "not" | "and" | "or" | "lt" | "le" | "gt" | "ge" | "eq" | "ne":
+            return ""
+        case "input" | "uniform" | "sign" | "index":
+            return f"np.float64(v{position})"
+        case "row":
+            return f"rows{args[0]}[row]"
+        case "col":
+            return f"z{args[0]}[{index}]"
+        case "wide" | "narrow":
+            return value(args[0])
+        case "where":
+            truth = f"v{args[0]}"
+            return f"{value(args[1])} if {truth} else {value(args[2])}"
+        case "neg":
+            return f"-{value(args[0])}"
+        case "abs" | "sqrt":
+            return f"{'abs' if op == 'abs' else 'np.sqrt'}({value(args[0])})"
+    return f"{value(args[0])} {_SYMBOLS[op]} {value(args[1])}"
+
+
 def _load(dtype: str, element: str) -> str:
     return {"BF16": f"bf16_to_single({element})", "F16": f"half_to_single({element})"}.get(dtype, element)
 
 
-def _store(flavour: Flavour, value: str) -> str:
-    single = flavour.acc == "float32"
+def _store(flavour: Flavour) -> str:
+    """Output 0, in float64, rounded once."""
+    code, outputs = flavour.structure
+    op, *args = code[outputs[0]]
+    value = f"w{args[0]}" if op == "const" else f"{'u' if flavour.acc == 'float32' else 'v'}{outputs[0]}"
     if flavour.out == "BF16":
-        return f"{'single' if single else 'double'}_to_bf16({value})"
-    if flavour.out == "F16":
-        return f"{'single' if single else 'double'}_to_half({value})"
-    return f"np.{_STORED[flavour.out]}({value})"
+        return f"double_to_bf16({value})"
+    return f"double_to_half({value})" if flavour.out == "F16" else f"np.{_STORED[flavour.out]}({value})"
 
 
 def _result(flavour: Flavour, output: int = 0) -> str:
@@ -185,7 +226,9 @@ def _places(flavour: Flavour, at: str) -> str:
 def _runs(flavour: Flavour, inner: str, first: str, last: str, out: str) -> str:
     """Loops over elements ``i`` of runs; a run ends at a row when a coefficient belongs to a row or column."""
     if not flavour.rows and not flavour.cols:
-        return _views(flavour, first, last, out) + f"for i in range({last} - {first}):\n{indent(inner, '    ')}"
+        return (
+            _views(flavour, first, last, out) + f"for i in range({last} - {first}):\n{indent(inner, '    ')}"
+        )
     length = "row_length" if flavour.rows else "column_length"  # a row length divides the column length
     return (
         f"at = {first}\n"
@@ -201,8 +244,46 @@ def _runs(flavour: Flavour, inner: str, first: str, last: str, out: str) -> str:
 
 
 def _combine(flavour: Flavour) -> str:
-    inner = _statements(flavour, "i") + f"y[i] = {_store(flavour, _result(flavour))}\n"
+    if flavour.near:
+        return _combine_near(flavour)
+    inner = _statements(flavour, "i")
+    if flavour.acc == "float32":
+        inner += _exact_statements(flavour, "i")
+    inner += f"y[i] = {_store(flavour)}\n"
     return _runs(flavour, inner, "0", "count", "out")
+
+
+def _combine_near(flavour: Flavour) -> str:
+    """Groups of elements in float32; a group that holds a result too close to a rounding boundary once more,
+    and there those results in float64 (see ``rounding.near_boundary``)."""
+    distance = f"np.uint32(np.uint32(bits32(r) + np.uint32({0x8000 + NEAR})) & np.uint32(0xFFFF))"
+    result = f"r = np.float32({_result(flavour)})\n"
+    quick = f"{_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = single_to_bf16(r)\n"
+    exact = (
+        f"{_statements(flavour, 'i')}{_exact_statements(flavour, 'i')}{result}"
+        f"y[i] = {_store(flavour)} if {distance} <= np.uint32({2 * NEAR}) else single_to_bf16(r)\n"
+    )
+    group = (
+        _views(flavour, "at", "stop", "out")
+        + "".join(f"z{i} = cols{i}[column + at - begin:]\n" for i in range(flavour.cols))
+        + f"again = True\nif stop - at == {LANES}:\n    least = np.uint32(0xFFFF)\n"
+        + f"    for i in range({LANES}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
+        + f"if again:\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
+    )
+    return _groups(flavour, group)
+
+
+def _groups(flavour: Flavour, group: str) -> str:
+    """Loops over groups of ``LANES`` elements, cut where a row ends when coefficients belong to rows or columns."""
+    inner = f"while at < end:\n    stop = min(end, at + {LANES})\n{indent(group, '    ')}"
+    if not flavour.rows and not flavour.cols:
+        return f"at = 0\nend = count\n{inner}"
+    length = "row_length" if flavour.rows else "column_length"
+    return (
+        "at = 0\nwhile at < count:\n"
+        f"    end = min(count, ((start + at) // {length} + 1) * {length} - start)\n    begin = at\n"
+        + indent(_places(flavour, "at") + inner, "    ")
+    )
 
 
 def _sums(flavour: Flavour) -> str:
@@ -218,7 +299,9 @@ def _sums(flavour: Flavour) -> str:
         f"out[s, {k}] = lane{k}[0]\n"
         for k in range(count)
     )
-    whole = _views(flavour, "at", f"at + {LANES}") + _places(flavour, "at") + f"for i in range({LANES}):\n{body}"
+    whole = (
+        _views(flavour, "at", f"at + {LANES}") + _places(flavour, "at") + f"for i in range({LANES}):\n{body}"
+    )
     rest = _views(flavour, "at", "end") + _places(flavour, "at") + f"for i in range(end - at):\n{body}"
     return f"{lanes}for s in range(cuts.shape[0] - 1):\n" + indent(
         f"{clear}at = cuts[s]\nend = cuts[s + 1]\nwhile at + {LANES} <= end:\n"
@@ -230,7 +313,11 @@ def _sums(flavour: Flavour) -> str:
 def _columns(flavour: Flavour) -> str:
     count = len(flavour.structure[1])
     adds = "".join(f"y{k}[i] += np.float64({_result(flavour, k)})\n" for k in range(count))
-    places = _places(flavour, "at").replace("column = ", "place = ") if not flavour.cols else _places(flavour, "at")
+    places = (
+        _places(flavour, "at").replace("column = ", "place = ")
+        if not flavour.cols
+        else _places(flavour, "at")
+    )
     sums = "".join(f"y{k} = out[{k}, column:]\n" for k in range(count))
     return (
         "at = 0\n"
@@ -255,9 +342,12 @@ def _tiles(flavour: Flavour, after: str) -> str:
         f"tile = np.empty({_TILE}, np.{unsigned})\n"
         f"for tile_start in range(0, count, {_TILE}):\n"
         f"    tile_end = min(count, tile_start + {_TILE})\n"
-        + indent(_runs(flavour, fill, "tile_start", "tile_end", "tile").replace(
-            "y = tile[tile_start:tile_end]", "y = tile"
-        ).replace("y = tile[at:stop]", "y = tile[at - tile_start:stop - tile_start]"), "    ")
+        + indent(
+            _runs(flavour, fill, "tile_start", "tile_end", "tile")
+            .replace("y = tile[tile_start:tile_end]", "y = tile")
+            .replace("y = tile[at:stop]", "y = tile[at - tile_start:stop - tile_start]"),
+            "    ",
+        )
         + indent(after, "    ")
     )
 
@@ -278,7 +368,9 @@ def _bracket(flavour: Flavour) -> str:
         f"more = np.{unsigned}(0)\n"
         "for j in range(tile_end - tile_start):\n"
         f"    more = np.{unsigned}(more + (np.{unsigned}(1) if tile[j] > high else np.{unsigned}(0)))\n"
-        "above += np.int64(more)\n" + _COMPACT.format(target="kept", base="") + "for j in range(np.int64(taken)):\n"
+        "above += np.int64(more)\n"
+        + _COMPACT.format(target="kept", base="")
+        + "for j in range(np.int64(taken)):\n"
         "    p = kept[j]\n"
         "    b = (p - low) >> shift\n"
         "    counts[b] += 1\n"

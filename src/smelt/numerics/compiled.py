@@ -23,6 +23,7 @@ from smelt._version import __version__
 from smelt.numerics.blocks import Block
 from smelt.numerics.codegen import Flavour, generate
 from smelt.numerics.expr import Program
+from smelt.numerics.reference import exact_only_near_boundaries
 from smelt.numerics.rounding import EXPONENT
 from smelt.numerics.scan import any_masked
 
@@ -67,10 +68,23 @@ class CompiledBackend:
 
     def _flavour(self, kind: str, program: Program, block: Block, acc: np.dtype, out: str = "") -> Flavour:
         dtypes = tuple(block.dtypes[position] for position in program.inputs)
-        return Flavour(kind, program.structure, dtypes, program.inputs, acc.name, out, len(program.rows), len(program.cols))
+        near = exact_only_near_boundaries(program, acc, out)
+        return Flavour(
+            kind,
+            program.structure,
+            dtypes,
+            program.inputs,
+            acc.name,
+            out,
+            len(program.rows),
+            len(program.cols),
+            near,
+        )
 
     def combine(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray, dtype: str) -> None:
-        self._kernel(self._flavour("combine", program, block, acc, dtype))(out, *self._arguments(program, block))
+        self._kernel(self._flavour("combine", program, block, acc, dtype))(
+            out, *self._arguments(program, block)
+        )
 
     def sums(self, program: Program, block: Block, acc: np.dtype, cuts: np.ndarray) -> np.ndarray:
         out = np.zeros((len(cuts) - 1, len(program.outputs)))
@@ -86,7 +100,9 @@ class CompiledBackend:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
         if low == high:  # a guess to be confirmed: two counts, all in vector lanes
             pair = np.zeros(2, np.int64)
-            self._kernel(self._flavour("count", program, block, acc))(pair, unsigned(low), *self._arguments(program, block))
+            self._kernel(self._flavour("count", program, block, acc))(
+                pair, unsigned(low), *self._arguments(program, block)
+            )
             at = np.array([low], unsigned)
             return int(pair[0]), pair[1:], at, at
         counts = np.zeros(bins, np.int64)
@@ -94,7 +110,13 @@ class CompiledBackend:
         most = np.zeros(bins, unsigned)
         kernel = self._kernel(self._flavour("bracket", program, block, acc))
         above = kernel(
-            counts, least, most, unsigned(low), unsigned(high), unsigned(shift), *self._arguments(program, block)
+            counts,
+            least,
+            most,
+            unsigned(low),
+            unsigned(high),
+            unsigned(shift),
+            *self._arguments(program, block),
         )
         return int(above), counts, least, most
 

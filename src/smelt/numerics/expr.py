@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from typing import Any, Literal, Union
 
 import numpy as np
@@ -234,7 +235,9 @@ class Program:
     cols: tuple[np.ndarray, ...] = ()
     keys: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()  # the input positions that are read
-    cuts: tuple[tuple[int, float, float], ...] = ()  # (constant slot, value, index of the last equal element kept)
+    cuts: tuple[
+        tuple[int, float, float], ...
+    ] = ()  # (constant slot, value, index of the last equal element kept)
 
     @staticmethod
     def of(outputs: Sequence[Sym]) -> Program:
@@ -254,7 +257,9 @@ class Program:
         ends = sorted({int(last) + 1 for _, _, last in self.cuts if start <= last < stop - 1} | {stop})
         found = []
         for end in ends:
-            found.append((start, end - start, self._settled(tuple(start <= last for _, _, last in self.cuts), acc)))
+            found.append(
+                (start, end - start, self._settled(tuple(start <= last for _, _, last in self.cuts), acc))
+            )
             start = end
         return found
 
@@ -286,6 +291,19 @@ class Program:
         """The random keys as uint32 pairs."""
         pairs = [(key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF) for key in self.keys] or [(0, 0)]
         return np.asarray(pairs, np.uint32)
+
+    @cached_property
+    def lands_on_ties(self) -> bool:
+        """Whether all numbers are short decimals or simple fractions, as weights that people write are.
+
+        Such a formula often lands right between two bf16 numbers, where float32 cannot tell the side.
+        """
+        scaled = [constant * 25200.0 for constant in self.consts]
+        return (
+            not self.rows
+            and not self.cols
+            and all(abs(value - round(value)) < 1e-6 for value in scaled if isfinite(value))
+        )
 
     @property
     def by_row(self) -> bool:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from smelt.numerics.blocks import LANES, Block
 from smelt.numerics.counter import uniform_24
-from smelt.numerics.expr import Program
-from smelt.numerics.rounding import decode, encode, has_nonfinite
+from smelt.numerics.expr import COMPARISONS, Program
+from smelt.numerics.rounding import decode, encode, has_nonfinite, near_boundary
 
 _BINARY = {
     "add": "__add__", "sub": "__sub__", "mul": "__mul__", "div": "__truediv__",
     "lt": "__lt__", "le": "__le__", "gt": "__gt__", "ge": "__ge__", "eq": "__eq__", "ne": "__ne__",
     "and": "__and__", "or": "__or__",
 }  # fmt: skip
+
+#: operations whose results follow the accumulation dtype even where numbers are computed in float64
+DECISIONS = COMPARISONS | {"and", "or", "not", "sign"}
 
 
 class NumpyLeaves:
@@ -46,14 +51,46 @@ class NumpyLeaves:
 
 def interpret(leaves: NumpyLeaves) -> list[Any]:
     """Run the program; one array (or scalar) per output."""
+    values = _values(leaves)
+    return [values[position] for position in leaves.program.outputs]
+
+
+def interpret_exactly(leaves: NumpyLeaves, wide_leaves: NumpyLeaves) -> tuple[Any, Any]:
+    """Output 0 in the accumulation dtype, and with every number in float64; truth values and signs are those of
+    the accumulation dtype both times, as statistics have seen them."""
+    program = leaves.program
+    plain = _values(leaves)
+    decided = {
+        position: value
+        for position, ((op, *_), value) in enumerate(zip(program.code, plain, strict=True))
+        if op in DECISIONS
+    }
+    return plain[program.outputs[0]], _values(wide_leaves, decided)[program.outputs[0]]
+
+
+def exact_only_near_boundaries(program: Program, acc: np.dtype, dtype: str) -> bool:
+    """Whether a combine trusts float32 results except those within a hair of a rounding boundary.
+
+    Not where results often stand on the boundary itself: computing everything in float64 is faster then.
+    """
+    return acc == np.float32 and dtype == "BF16" and not program.lands_on_ties
+
+
+def _values(leaves: NumpyLeaves, decided: Mapping[int, Any] = MappingProxyType({})) -> list[Any]:
+    """The value of every operation; those in ``decided`` are taken as they are."""
     program, grid = leaves.program, leaves.block.grid
     values: list[Any] = []
-    for op, *args in program.code:
-        values.append(_step(op, args, values, leaves, program, grid))
-    return [values[position] for position in program.outputs]
+    for position, (op, *args) in enumerate(program.code):
+        if position in decided:
+            values.append(decided[position] if op != "sign" else leaves.to(decided[position], "num"))
+        else:
+            values.append(_step(op, args, values, leaves, program, grid))
+    return values
 
 
-def _step(op: str, args: list[Any], values: list[Any], leaves: NumpyLeaves, program: Program, grid: Any) -> Any:
+def _step(
+    op: str, args: list[Any], values: list[Any], leaves: NumpyLeaves, program: Program, grid: Any
+) -> Any:
     match op:
         case "input":
             return leaves.input(args[0])
@@ -64,7 +101,9 @@ def _step(op: str, args: list[Any], values: list[Any], leaves: NumpyLeaves, prog
         case "col":
             return leaves.table(program.cols[args[0]], leaves.indices() % grid.column_length)
         case "uniform":
-            return leaves.to(uniform_24(leaves.indices(), program.keys[args[0]]), "num") * leaves.to(2.0**-24, "num")
+            return leaves.to(uniform_24(leaves.indices(), program.keys[args[0]]), "num") * leaves.to(
+                2.0**-24, "num"
+            )
         case "index":
             return leaves.to(leaves.indices(), "wide")
         case "wide":
@@ -96,8 +135,17 @@ class NumpyBackend:
         return [np.broadcast_to(np.asarray(result), (block.count,)) for result in results]
 
     def combine(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray, dtype: str) -> None:
-        (values,) = self._outputs(program, block, acc)
-        out[: block.count] = encode(values, dtype)
+        leaves, exact_leaves = (
+            NumpyLeaves(program, block, acc),
+            NumpyLeaves(program, block, np.dtype(np.float64)),
+        )
+        with np.errstate(all="ignore"):
+            plain, exact = interpret_exactly(leaves, exact_leaves)
+            stored = encode(np.asarray(exact, np.float64), dtype)
+            if exact_only_near_boundaries(program, acc, dtype):
+                single = np.asarray(plain, np.float32)
+                stored = np.where(near_boundary(single), stored, encode(single, dtype))
+        out[: block.count] = stored
 
     def sums(self, program: Program, block: Block, acc: np.dtype, cuts: np.ndarray) -> np.ndarray:
         outputs = self._outputs(program, block, acc)

@@ -20,6 +20,9 @@ EXPONENT: dict[str, tuple[int, np.dtype]] = {
     "F64": (0x7FF0000000000000, np.dtype(np.uint64)),
 }
 
+#: units in the last place of float32 by which a short formula may be wrong, with a margin
+NEAR = 8
+
 
 def accumulation(dtypes: set[str]) -> np.dtype:
     """float32 when everything read and written has 16 bits, else float64.
@@ -70,6 +73,11 @@ def _to_bf16(values: np.ndarray) -> np.ndarray:
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
     broken = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)  # NaN keeps its sign and stays NaN
     return np.where(broken, (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def near_boundary(single: np.ndarray) -> np.ndarray:
+    """Whether a float32 lies within NEAR units of where rounding to bf16 changes."""
+    return ((single.view(np.uint32) + np.uint32(0x8000 + NEAR)) & np.uint32(0xFFFF)) <= 2 * NEAR
 
 
 def has_nonfinite(raw: np.ndarray, dtype: str) -> bool:

@@ -18,7 +18,9 @@ def _norms(gram: Array) -> Array:
 def _cosine(gram: Array) -> Array:
     norms = _norms(gram)
     product = norms[..., 0] * norms[..., 1]
-    return np.clip(np.divide(gram[..., 0, 1], product, out=np.zeros_like(product), where=product > 0), -1.0, 1.0)
+    return np.clip(
+        np.divide(gram[..., 0, 1], product, out=np.zeros_like(product), where=product > 0), -1.0, 1.0
+    )
 
 
 def _arc(cosine: Array, t: float, straight: Array) -> Array:
