@@ -2,8 +2,9 @@
 
     python bench/latent_cost.py [--rounds 60] [--width 512] [--layers 28] [--device cpu] [--out FILE.json]
 
-One CPU thread, variants interleaved (every round runs one step of each, in rotating order), medians over rounds. The
-prediction is 1 + L/n for a site at layer L of n: the donor runs only the layers below its last site.
+One CPU thread, variants interleaved (every round runs one step of each, in rotating order), medians over
+rounds. The prediction is 1 + L/n for a site at layer L of n: the donor runs only the layers below its last
+site.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def merged(base: Any, donor: Any, sites: list[Site], ids: torch.Tensor) -> Calla
 
 
 def reference_style(base: Any, donor: Any, layer: int, ids: torch.Tensor) -> Callable[[], None]:
-    """Two whole models stepped one after the other, a hook carrying the donor's state over (no truncation)."""
+    """Two whole models stepped one after the other, a hook carrying the donor's state over (no
+    truncation)."""
     caches = [DynamicCache(config=model.config) for model in (donor, base)]
     held: list[torch.Tensor] = []
 
@@ -75,7 +77,8 @@ def reference_style(base: Any, donor: Any, layer: int, ids: torch.Tensor) -> Cal
 
 
 def share_lower(base: Any, donor: Any, count: int) -> Any:
-    """Make the donor's embeddings and first layers equal to the base's, as after a fine-tune with frozen layers."""
+    """Make the donor's embeddings and first layers equal to the base's, as after a fine-tune with frozen
+    layers."""
     donor.model.embed_tokens.load_state_dict(base.model.embed_tokens.state_dict())
     for mine, theirs in zip(base.model.layers[:count], donor.model.layers[:count], strict=True):
         theirs.load_state_dict(mine.state_dict())

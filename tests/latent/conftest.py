@@ -1,4 +1,5 @@
-"""Fixtures shared by all latent tests: tiny models, a byte tokenizer, a pair trained once per machine and day."""
+"""Fixtures shared by all latent tests: tiny models, a byte tokenizer, a pair trained once per machine and
+day."""
 
 from __future__ import annotations
 
@@ -9,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import latent_tiny as tiny
 import pytest
 import torch
-
-import latent_tiny as tiny
 
 torch.set_num_threads(1)
 

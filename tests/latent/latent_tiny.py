@@ -1,4 +1,5 @@
-"""Tiny real models for the latent tests: any architecture with random weights, a byte tokenizer, a trained pair."""
+"""Tiny real models for the latent tests: any architecture with random weights, a byte tokenizer, a trained
+pair."""
 
 from __future__ import annotations
 
@@ -27,9 +28,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "codegen": {**GPT, **IDS, "rotary_dim": 4, "n_head": 4},
     "gpt_bigcode": {**GPT, **IDS},
     "gpt_neo": {**IDS, "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4,
-                "attention_types": [[["global", "local"], 2]], "window_size": 8, "max_position_embeddings": 256},
+                "attention_types": [[["global", "local"], 2]], "window_size": 8,
+                "max_position_embeddings": 256},
     "bloom": {**IDS, "vocab_size": VOCAB, "hidden_size": 32, "n_layer": 4, "n_head": 4},
-    "falcon": {**IDS, "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "falcon": {**IDS, "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4,
+               "num_attention_heads": 4},
     "mpt": {**IDS, "vocab_size": VOCAB, "d_model": 32, "n_heads": 4, "n_layers": 4, "expansion_ratio": 2},
     "opt": {**IDS, "vocab_size": VOCAB, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 4,
             "num_attention_heads": 4, "word_embed_proj_dim": 32, "max_position_embeddings": 256},

@@ -2,26 +2,31 @@
 
     from smelt.latent import LatentMergedForCausalLM, Site
 
-    model = LatentMergedForCausalLM.from_models(base, donor, sites=[Site(layer="0.75n", op="slerp", weights=[0.5])])
+    sites = [Site(layer="0.75n", op="slerp", weights=[0.5])]
+    model = LatentMergedForCausalLM.from_models(base, donor, sites)
     model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=20)
 
-Building: ``from_models(base, donors, sites, scope="all"|"generated", engine="auto"|"lockstep"|"tower", steer)``
-with loaded models or paths (donors given by path are loaded only as deep as the sites reach),
+Building: ``from_models(base, donors, sites, scope="all"|"generated", engine="auto"|"lockstep"|"tower",
+steer)`` with loaded models or paths (donors given by path are loaded only as deep as the sites reach),
 ``from_recipe(path | dict)``, ``from_pretrained(dir)``, ``AutoModelForCausalLM.from_pretrained(dir)``.
 
 Changing while it runs: ``model.set_sites(sites, scope=..., steer=...)`` for everyone;
-``with model.using(sites=..., scope=..., beta=...):`` for this thread; ``model.generate(..., sites=, scope=, steer=,
-beta=)`` for one call (use this when generate runs in another thread, as with a streamer). ``beta`` is one number, one
-per donor, or a tensor (rows,) / (rows, donors). Scope "generated" and schedules count from ``mix_start``, the column of
-the last prompt token: ``generate()`` knows it; plain ``forward()`` wants ``mix_start=prompt_length - 1`` (int or per row).
+``with model.using(sites=..., scope=..., beta=...):`` for this thread; ``model.generate(..., sites=, scope=,
+steer=, beta=)`` for one call (use this when generate runs in another thread, as with a streamer). ``beta``
+is one number, one per donor, or a tensor (rows,) / (rows, donors). Scope "generated" and schedules count from
+``mix_start``, the column of the last prompt token: ``generate()`` knows it; plain ``forward()`` wants
+``mix_start=prompt_length - 1`` (int or per row).
 
-Looking inside: ``with model.recording() as tape: model(ids)`` gives ``tape[layer] = {"base", "donors", "mixed"}``.
+Looking inside: ``with model.recording() as tape: model(ids)`` gives ``tape[layer] = {"base", "donors",
+"mixed"}``.
 
-Saving: ``model.save_pretrained(dir)`` writes the recipe, tokenizer and generation config, with references to the models;
-``embed_weights=True`` stores their weights too. Importing this package registers the classes with transformers; where it
-is not imported, ``trust_remote_code=True`` works, because the directory carries a one-line module that imports it.
+Saving: ``model.save_pretrained(dir)`` writes the recipe, tokenizer and generation config, with references
+to the models; ``embed_weights=True`` stores their weights too. Importing this package registers the classes
+with transformers; where it is not imported, ``trust_remote_code=True`` works, because the directory carries a
+one-line module that imports it.
 
-Baselines at the logits: ``EnsembleForCausalLM.from_models(models, op="logits"|"logprobs"|"probs"|"proxy"|"contrastive")``.
+Baselines at the logits: ``EnsembleForCausalLM.from_models(models,
+op="logits"|"logprobs"|"probs"|"proxy"|"contrastive")``.
 """
 
 from __future__ import annotations

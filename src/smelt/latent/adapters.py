@@ -1,4 +1,5 @@
-"""Finds embeddings, decoder layers and head of a causal language model by structure, and says why not when it cannot."""
+"""Finds embeddings, decoder layers and head of a causal language model by structure, and says why not when
+it cannot."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def find_decoder(model: Any, role: str) -> Decoder:
             f"{type(model).__name__} has no config", where=role, expected="a transformers model"
         )
     refuse_unsuitable(model, config, role)
-    path, layers = _layer_list(model, config, role)
+    path = _layer_list(model, config, role)
     parent, _, name = path.rpartition(".")
     embed = model.get_input_embeddings()
     if embed is None:
@@ -109,8 +110,8 @@ def unsuitable(config: Any) -> str:
     return ""
 
 
-def _layer_list(model: nn.Module, config: Any, role: str) -> tuple[str, nn.ModuleList]:
-    """The outermost module list as long as the config says, and where it is."""
+def _layer_list(model: nn.Module, config: Any, role: str) -> str:
+    """Where the outermost module list is that is as long as the config says."""
     depth = int(getattr(config, "num_hidden_layers", 0) or 0)
     found = [
         (path, module)
@@ -129,7 +130,7 @@ def _layer_list(model: nn.Module, config: Any, role: str) -> tuple[str, nn.Modul
             where=role,
             expected=f"one list of {depth} layers, found: {lists}",
         )
-    return outer[0]
+    return outer[0][0]
 
 
 def state_of(output: Any) -> torch.Tensor:
@@ -164,8 +165,8 @@ def replace_state(
 def swap(value: Any, old: Cache | None, new: Cache | None) -> Any:
     """``new`` where a call passes the cache ``old``, anything else untouched.
 
-    Without a cache of ours, one that the base made for itself (some families do even with ``use_cache=False``)
-    must not be shared with a donor.
+    Without a cache of ours, one that the base made for itself (some families do even with
+    ``use_cache=False``) must not be shared with a donor.
     """
     if old is None:
         return None if isinstance(value, Cache) else value

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from smelt.core.errors import LatentError
-from smelt.latent.config import LatentMergedConfig
+from smelt.latent.config import LatentMergedConfig, config_for
 from smelt.latent.loading import load_base, load_donor, load_tokenizer, reference_depth
 from smelt.latent.plan import resolve_layer
 from smelt.latent.recipe import LatentRecipe, ModelRef, Settings
@@ -38,9 +38,10 @@ def build(
 ) -> Any:
     """Wrap ``base`` and ``donors`` (loaded models, paths, ``ModelRef`` or recipe dicts).
 
-    ``depth``: donor layers to load (a number or "all"), when later sites may go deeper than the first ones. ``share``: let
-    donors loaded here use the base's tensors where they are bit-equal. ``calibration``: token batches to fit a
-    projection for donors of another width. The tokenizers, given or found beside the weights, are compared.
+    ``depth``: donor layers to load (a number or "all"), when later sites may go deeper than the first ones.
+    ``share``: let donors loaded here use the base's tensors where they are bit-equal. ``calibration``:
+    token batches to fit a projection for donors of another width. The tokenizers, given or found beside the
+    weights, are compared.
     """
     items = list(donors) if isinstance(donors, list | tuple | nn.ModuleList) else [donors]
     refs = [
@@ -51,18 +52,11 @@ def build(
     if base_ref is not None:
         base = load_base(base_ref, dtype=dtype, device=device, folder=folder, **load)
     tokenizer = tokenizer or load_tokenizer(base_ref or _self_ref(base), folder)
-    models: list[Any] = []
-    depths: list[int | None] = []
+    models, depths = [], []
     for index, (item, ref) in enumerate(zip(items, refs, strict=True)):
         given = donor_tokenizers[index] if donor_tokenizers else None
-        source = _self_ref(item) if ref is None else ModelRef(ref.adapter) if ref.adapter else ref
-        check_tokenizers(tokenizer, given or load_tokenizer(source, folder), index)
-        full = None if ref is None else _base_depth(base) if ref.adapter else reference_depth(ref, folder)
-        wanted = None if ref is None else _donor_depth(settings, base, full, depth)
-        model = item
-        if ref is not None:
-            model = load_donor(ref, base, depth=wanted, quant=donor_quant, folder=folder, **load)
-        check_vocab_rows(base, model, tokenizer, index)
+        options = {"depth": depth, "quant": donor_quant, **load}
+        model, full = _donor(item, ref, base, settings, folder, index, (tokenizer, given), options)
         models.append(model)
         depths.append(full)
     if calibration is not None and not projections:
@@ -75,11 +69,7 @@ def build(
         settings,
         engine,
     )
-    config = LatentMergedConfig(
-        recipe=recipe.to_dict(), base_config=base.config, architectures=[cls.__name__]
-    )
-    config._attn_implementation = base.config._attn_implementation
-    config.dtype = base.dtype
+    config = config_for(LatentMergedConfig, cls, base, recipe.to_dict())
     model = cls(config, base, models, engine, depths, projections)
     if share:
         _share(model, refs)
@@ -88,6 +78,29 @@ def build(
         settings.sites, scope=settings.scope, steer=tuple(s.loaded(folder) for s in settings.steer)
     )
     return model
+
+
+def _donor(
+    item: Any,
+    ref: ModelRef | None,
+    base: Any,
+    settings: Settings,
+    folder: Path | None,
+    index: int,
+    tokenizers: tuple[Any, Any],
+    options: dict[str, Any],
+) -> tuple[Any, int | None]:
+    """One donor, loaded as deep as it is needed and with its vocabulary checked, and its full depth."""
+    mine, given = tokenizers
+    source = _self_ref(item) if ref is None else ModelRef(ref.adapter) if ref.adapter else ref
+    check_tokenizers(mine, given or load_tokenizer(source, folder), index)
+    full, model, depth = None, item, options.pop("depth")
+    if ref is not None:
+        full = _base_depth(base) if ref.adapter else reference_depth(ref, folder)
+        wanted = _donor_depth(settings, base, full, depth)
+        model = load_donor(ref, base, depth=wanted, folder=folder, **options)
+    check_vocab_rows(base, model, mine, index)
+    return model, full
 
 
 def build_from_recipe(cls: Any, source: Any, **options: Any) -> Any:

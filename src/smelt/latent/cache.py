@@ -1,4 +1,5 @@
-"""One flat key/value cache for all towers: base layers first, then each donor's; every tower sees its own slice."""
+"""One flat key/value cache for all towers: base layers first, then each donor's; every tower sees its own
+slice."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def new_cache(config: Any) -> Cache:
 
 
 def length(view: Cache, layer: int = 0) -> int | torch.Tensor:
-    """Tokens seen so far by one layer: an int, or for static caches a tensor (a copy: theirs counts on in place)."""
+    """Tokens seen so far by one layer: an int, or for static caches a tensor (a copy: theirs counts on in
+    place)."""
     seen = view.get_seq_length(layer)
     return seen.clone() if isinstance(seen, torch.Tensor) else seen
 

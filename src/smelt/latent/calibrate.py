@@ -43,7 +43,11 @@ def states_at(
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in wanted}
     device = decoder.embed.weight.device
     for ids, mask in batches:
-        call = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+        call: dict[str, Any] = {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "use_cache": False,
+        }
         call["position_ids"] = (call["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         states = runner.states(wanted[-1], call)
         for layer in wanted:
@@ -57,8 +61,8 @@ def donor_layer(layer: int, base_depth: int, full_depth: int) -> int:
 
 
 def fit_projections(
-    base: Any, donors: Sequence[Any], settings: Settings, calibration: Any, depths: Sequence[int | None] | None = None,
-    ridge: float = 1e-3,
+    base: Any, donors: Sequence[Any], settings: Settings, calibration: Any, depths: Sequence[int | None] |
+    None = None, ridge: float = 1e-3,
 ) -> dict[int, dict[int, Projection]]:  # fmt: skip
     """A projection per site for every donor whose hidden size is not the base's."""
     home, batches = find_decoder(base, "base"), batches_of(calibration)
@@ -81,7 +85,8 @@ def fit_projections(
 
 
 def calibrate_gram(model: Any, calibration: Any) -> None:
-    """Store, for every gram site of the model, the mean Gram matrix of base and donors on the calibration tokens."""
+    """Store, for every gram site of the model, the mean Gram matrix of base and donors on the calibration
+    tokens."""
     batches = batches_of(calibration)
     home = model.tower(-1)
     layers = [

@@ -1,4 +1,5 @@
-"""Questions asked before any work: do base, donor and engine fit together, and does lockstep really hold here?"""
+"""Questions asked before any work: do base, donor and engine fit together, and does lockstep really hold
+here?"""
 
 from __future__ import annotations
 
@@ -101,8 +102,8 @@ def _check_numbers(base: Decoder, donor: Decoder, where: str) -> None:
 
 @torch.no_grad()
 def probe_lockstep(base: Decoder) -> None:
-    """Run the base as its own donor, in two cached steps, and compare: equal states prove that nothing but the
-    layer call (hidden per-layer inputs, shared caches) feeds a layer."""
+    """Run the base as its own donor, in two cached steps, and compare: equal states prove that nothing but
+    the layer call (hidden per-layer inputs, shared caches) feeds a layer."""
     if any(parameter.device.type == "meta" for parameter in base.shell.parameters()):
         return
     config = base.config

@@ -1,4 +1,5 @@
-"""The config of a latent merge: its recipe, and the base's config behind every attribute it does not define."""
+"""The config of a latent merge: its recipe, and the base's config behind every attribute it does not
+define."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ NESTED = ("decoder", "generator", "text_config", "text_encoder", "quantization_c
 class LatentMergedConfig(PreTrainedConfig):
     """``recipe`` as in :class:`smelt.latent.recipe.LatentRecipe`; ``base_config`` the base's own config.
 
-    ``num_hidden_layers`` and ``layer_types`` count the layers of all towers, because that is what a cache must
-    hold; ``config.base_layers`` is the depth that sites refer to.
+    ``num_hidden_layers`` and ``layer_types`` count the layers of all towers, because that is what a cache
+    must hold; ``config.base_layers`` is the depth that sites refer to.
     """
 
     model_type = "latent_merged"
@@ -65,7 +66,8 @@ class LatentMergedConfig(PreTrainedConfig):
             raise AttributeError("per_layer_config of a latent merge follows from its towers")
 
     def lay_out(self, towers: Sequence[tuple[Any, int, bool]]) -> None:
-        """Say which layers the cache holds: (config, depth, own) per tower; ``own`` layers keep everything."""
+        """Say which layers the cache holds: (config, depth, own) per tower; ``own`` layers keep
+        everything."""
         layout: list[tuple[str, Any]] = []
         for config, depth, own in towers:
             kinds, _ = get_layer_types_and_kwargs(config)
@@ -92,3 +94,11 @@ def _as_config(value: Any) -> Any:
         return value
     data = dict(value)
     return AutoConfig.for_model(data.pop("model_type"), **data)
+
+
+def config_for(kind: Any, owner: type, base: Any, recipe: dict[str, Any]) -> Any:
+    """A config of class ``kind`` for a wrapper of class ``owner`` around ``base``."""
+    config = kind(recipe=recipe, base_config=base.config, architectures=[owner.__name__])
+    config._attn_implementation = base.config._attn_implementation
+    config.dtype = base.dtype
+    return config

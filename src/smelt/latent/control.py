@@ -31,7 +31,7 @@ class LiveSettings:
     @property
     def settings(self) -> Settings:
         """What applies in this thread now."""
-        return getattr(self._runtime.local, "settings", None) or self._settings
+        return self._runtime.local.settings or self._settings
 
     @property
     def depth(self) -> int:
@@ -53,7 +53,7 @@ class LiveSettings:
         ``beta`` replaces the weights of every site: one number for one donor, one per donor otherwise.
         """
         local = self._runtime.local
-        before = (getattr(local, "settings", None), getattr(local, "beta", None))
+        before = (local.settings, local.beta)
         settings = self._changed(self.settings, sites, scope, steer)
         chosen = before[1] if beta is None else beta
         self._plan(settings, chosen)
@@ -65,9 +65,10 @@ class LiveSettings:
 
     @contextmanager
     def recording(self) -> Iterator[Tape]:
-        """Collect the states at every site of this thread's next forward: ``{layer: {base, donors, mixed}}``."""
+        """Collect the states at every site of this thread's next forward: ``{layer: {base, donors,
+        mixed}}``."""
         tape: Tape = {}
-        before = getattr(self._runtime.local, "tape", None)
+        before = self._runtime.local.tape
         self._runtime.local.tape = tape
         try:
             yield tape

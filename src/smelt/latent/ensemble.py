@@ -1,4 +1,5 @@
-"""Whole models mixed at their logits: the baseline a latent merge has to beat, with the same flat cache and recipe."""
+"""Whole models mixed at their logits: the baseline a latent merge has to beat, with the same flat cache and
+recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from smelt.core.errors import LatentError
 from smelt.latent.cache import new_cache, ready, tower_view
-from smelt.latent.config import LatentMergedConfig
+from smelt.latent.config import LatentMergedConfig, config_for
 from smelt.latent.mixing import Columns
 from smelt.latent.recipe import ModelRef, choose
 from smelt.latent.schedule import Schedule
@@ -29,10 +30,11 @@ LOGIT_OPERATORS = ("logits", "logprobs", "probs", "proxy", "contrastive")
 
 @dataclass(frozen=True, slots=True)
 class LogitMix:
-    """How logits are combined; ``weights`` has one entry per model for the means, one for proxy and contrastive.
+    """How logits are combined; ``weights`` has one entry per model for the means, one for proxy and
+    contrastive.
 
-    ``logits`` Σ w z; ``logprobs`` Σ w log p; ``probs`` log Σ w p; ``proxy`` z_0 + α (z_1 - z_2); ``contrastive``
-    z_0 - α z_1 on tokens with p_0 ≥ τ max p_0 (``tau``), minus infinity elsewhere.
+    ``logits`` Σ w z; ``logprobs`` Σ w log p; ``probs`` log Σ w p; ``proxy`` z_0 + α (z_1 - z_2);
+    ``contrastive`` z_0 - α z_1 on tokens with p_0 ≥ τ max p_0 (``tau``), minus infinity elsewhere.
     """
 
     op: str = "logits"
@@ -155,7 +157,8 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cls, models: Any, op: str = "logits", weights: Any = (), *, tau: float = 0.1,
         schedule: Schedule | None = None, folder: Path | None = None, tokenizer: Any = None, **load: Any,
     ) -> EnsembleForCausalLM:  # fmt: skip
-        """Wrap loaded models or load them from paths; the first one gives config, tokenizer and generation config."""
+        """Wrap loaded models or load them from paths; the first one gives config, tokenizer and generation
+        config."""
         from smelt.latent.building import _self_ref
         from smelt.latent.loading import load_base, load_tokenizer
 
@@ -167,20 +170,17 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         tokenizer = tokenizer or load_tokenizer(refs[0], folder)
         for index, ref in enumerate(refs[1:], 1):
             check_tokenizers(tokenizer, load_tokenizer(ref, folder), index)
-        loaded = [
+        loaded: list[Any] = [
             m if isinstance(m, nn.Module) else load_base(ref, folder=folder, **load)
             for m, ref in zip(models, refs, strict=True)
         ]
         recipe = {"models": [ref.to_dict() for ref in refs], **mix.to_dict()}
-        config = EnsembleConfig(recipe=recipe, base_config=loaded[0].config, architectures=[cls.__name__])
-        config._attn_implementation = loaded[0].config._attn_implementation
-        config.dtype = loaded[0].dtype
-        model = cls(config, loaded, mix)
+        model = cls(config_for(EnsembleConfig, cls, loaded[0], recipe), loaded, mix)
         model.tokenizer = tokenizer
         return model
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Load a saved ensemble; called by the Auto classes."""
         from smelt.latent.saving import load_ensemble
 
@@ -203,10 +203,11 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             self._local.mix = before
 
     @torch.no_grad()
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: torch.Tensor | None = None, attention_mask: Any = None, position_ids: Any = None,
-        past_key_values: Any = None, inputs_embeds: Any = None, labels: Any = None, use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0, mix_start: Any = None, padding_mask: Any = None, **kwargs: Any,
+        past_key_values: Any = None, inputs_embeds: Any = None, labels: Any = None, use_cache: bool | None =
+        None, logits_to_keep: int | torch.Tensor = 0, mix_start: Any = None, padding_mask: Any = None,
+        **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Every model's forward on the same ids, combined."""
         if input_ids is None or inputs_embeds is not None:
@@ -227,8 +228,10 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             view = None if flat is None else tower_view(flat, offset, self._depths[index])
             offset += self._depths[index]
             named = {k: v for k, v in shared.items() if v is not None and k in self._accepted[index]}
-            if index and padding_mask is not None:
-                named["attention_mask"] = padding_mask
+            if index and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2):
+                named.pop("attention_mask", None)  # a mask made for the first model's layers
+                if padding_mask is not None:
+                    named["attention_mask"] = padding_mask
             out = model(input_ids=input_ids, past_key_values=view, use_cache=use_cache, **named,
                         **(kwargs if index == 0 else {}))  # fmt: skip
             first = first if index else out
@@ -250,16 +253,16 @@ class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
             return logits[:, -keep:]
         return logits
 
-    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The first model's own, plus the plain padding mask."""
         mask = kwargs.get("attention_mask")
         first: Any = self.models[0]
-        inputs = first.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        inputs = first.prepare_inputs_for_generation(*args, **kwargs)
         if mask is not None and mask.ndim == 2:
             inputs["padding_mask"] = mask
         return inputs
 
-    def generate(self, inputs: Any = None, *args: Any, mix_start: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(self, inputs: Any = None, *args: Any, mix_start: Any = None, **kwargs: Any) -> Any:
         """As every transformers model."""
         from smelt.latent.modeling import prompt_end
 

@@ -1,4 +1,5 @@
-"""RegMean in latent space: Gram matrices of the states at a site, from the prompt at hand or from calibration text."""
+"""RegMean in latent space: Gram matrices of the states at a site, from the prompt at hand or from
+calibration text."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def prompt_maps(
     active: ActiveSite, base: torch.Tensor, donors: list[torch.Tensor], call: Call
 ) -> list[torch.Tensor]:
-    """The maps P_i of a gram site: calibrated ones if the model holds them, else from the prompt's own tokens."""
+    """The maps P_i of a gram site: calibrated ones if the model holds them, else from the prompt's own
+    tokens."""
     shares = (1 - sum(active.coefs), *active.coefs)
     site = active.site
     if site.gram == "calibrated":
@@ -41,7 +43,8 @@ def prompt_maps(
 def _prompt_grams(
     layer: int, base: torch.Tensor, donors: list[torch.Tensor], call: Call
 ) -> list[torch.Tensor]:
-    """Per row Σ hᵀh over real prompt tokens, summed over the chunks of a prefill and kept beside the cache."""
+    """Per row Σ hᵀh over real prompt tokens, summed over the chunks of a prefill and kept beside the
+    cache."""
     columns = call.columns
     memory: dict[int, list[torch.Tensor]] = {}
     if call.flat is not None:

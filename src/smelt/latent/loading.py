@@ -66,7 +66,8 @@ def load_donor(
     folder: Path | None = None,
     **load: Any,
 ) -> Any:
-    """A donor without head, cut to ``depth`` layers, in the base's dtype, device and attention implementation."""
+    """A donor without head, cut to ``depth`` layers, in the base's dtype, device and attention
+    implementation."""
     from transformers import AutoModel
 
     from smelt.latent.truncated import truncated_source
@@ -113,7 +114,9 @@ def load_tokenizer(ref: ModelRef, folder: Path | None = None) -> Any:
     from transformers import AutoTokenizer
 
     path = place(ref, folder)
-    if not path or (Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)):
+    if not path or (
+        Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
+    ):
         return None
     try:
         return AutoTokenizer.from_pretrained(path, revision=ref.revision or "main")

@@ -1,4 +1,5 @@
-"""The engine: hooks on the base's layers that do nothing unless this thread is inside a forward of their wrapper."""
+"""The engine: hooks on the base's layers that do nothing unless this thread is inside a forward of their
+wrapper."""
 
 from __future__ import annotations
 
@@ -151,7 +152,7 @@ class Call:
             state = self.states[index]
             if state is not None and mask is not False:
                 fed = mixed.to(state.dtype)
-                self.states[index] = fed if mask is True else torch.where(mask, fed, state)  # type: ignore[arg-type]
+                self.states[index] = fed if mask is True else torch.where(mask, fed, state)
 
     def _note(self, layer: int, base: torch.Tensor, mixed: torch.Tensor) -> None:
         if self.mixed is not None:
@@ -160,11 +161,23 @@ class Call:
             self.tape[layer] = {"base": base, "donors": list(self.states), "mixed": mixed}
 
 
+class Local(threading.local):
+    """What one thread is doing with one wrapper; set for every thread, which keeps compiled guards simple."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.settings: Any = None
+        self.beta: Any = None
+        self.mix_start: Any = None
+        self.tape: Tape | None = None
+
+
 class Runtime:
-    """Inert hooks on one base, shared by all threads; ``local`` says whether this thread is inside a forward."""
+    """Inert hooks on one base, shared by all threads; ``local`` says whether this thread is inside a
+    forward."""
 
     def __init__(self, base: Decoder) -> None:
-        self.local = threading.local()
+        self.local = Local()
         self._depth = base.depth
         handles = [
             layer.register_forward_pre_hook(self._entering(index), with_kwargs=True)
@@ -184,7 +197,7 @@ class Runtime:
 
     def current(self) -> Call | None:
         """The call this thread is in, unless a donor layer is running."""
-        call: Call | None = getattr(self.local, "call", None)
+        call = self.local.call
         return None if call is None or call.busy else call
 
     def _entering(self, index: int) -> Any:

@@ -1,4 +1,5 @@
-"""Donors that are the base plus a PEFT adapter: module skeletons over the base's own tensors, only the adapter is new."""
+"""Donors that are the base plus a PEFT adapter: module skeletons over the base's own tensors, only the
+adapter is new."""
 
 from __future__ import annotations
 

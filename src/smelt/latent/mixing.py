@@ -167,7 +167,7 @@ def steer_site(steer: Steer, state: torch.Tensor, columns: Columns) -> torch.Ten
         size = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).clamp(min=1e-30)
         moved = moved * torch.linalg.vector_norm(base, dim=-1, keepdim=True) / size
     moved = moved.to(state.dtype)
-    return moved if mask is True else torch.where(mask, moved, state)  # type: ignore[arg-type]
+    return moved if mask is True else torch.where(mask, moved, state)
 
 
 def _first_tokens(delta: torch.Tensor, columns: Columns) -> torch.Tensor:

@@ -114,8 +114,9 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
 
         return load_directory(cls, name, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write a directory that the Auto classes open again; ``embed_weights=True`` makes it self-contained."""
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write a directory that the Auto classes open again; ``embed_weights=True`` makes it
+        self-contained."""
         from smelt.latent.saving import save
 
         save(self, Path(save_directory), *args, **kwargs)
@@ -123,7 +124,7 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------ running
 
     @torch.no_grad()
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -140,19 +141,19 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
     ) -> Any:
         """The base's forward with the donors mixed in.
 
-        ``mix_start`` is the column of the first mixed token (prompt length - 1), an int or one per row; needed
-        for scope "generated" and for schedules outside ``generate()``. ``beta`` overrides all weights of this
-        call: a number, one per donor, or a tensor (rows,) or (rows, donors).
+        ``mix_start`` is the column of the first mixed token (prompt length - 1), an int or one per row;
+        needed for scope "generated" and for schedules outside ``generate()``. ``beta`` overrides all
+        weights of this call: a number, one per donor, or a tensor (rows,) or (rows, donors).
         """
         if input_ids is None or inputs_embeds is not None:
             raise LatentError(
                 "inputs_embeds cannot be used: every donor embeds the tokens itself", fix="pass input_ids"
             )
         local = self._runtime.local
-        beta = getattr(local, "beta", None) if beta is None else beta
+        beta = local.beta if beta is None else beta
         plan = self._plan(self.settings, beta)
         if mix_start is None:
-            mix_start = getattr(local, "mix_start", None)
+            mix_start = local.mix_start
         if plan.needs_origin and mix_start is None:
             raise LatentError(
                 "this needs to know where the prompt ends",
@@ -165,7 +166,7 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
             flat = new_cache(self.config)
         if flat is not None:
             flat = ready(flat, len(self.config.layer_types))
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -173,11 +174,25 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
             "mix_start": mix_start,
             "beta": beta,
             "extra": {},
-            "padding_mask": attention_mask if padding_mask is None else padding_mask,
+            "padding_mask": self._plain_mask(attention_mask, padding_mask),
         }
         call = Call(plan, self._towers, inputs, flat, self.depth)
-        call.tape, call.grams = getattr(local, "tape", None), self.tensors
+        call.tape, call.grams = local.tape, self.tensors
         return self._run(call, labels, logits_to_keep, kwargs)
+
+    def _plain_mask(self, attention_mask: Any, padding_mask: Any) -> Any:
+        """The 2-D padding mask: towers make their own masks from it, steering finds first tokens."""
+        if padding_mask is not None or attention_mask is None:
+            return padding_mask
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            return attention_mask
+        made_by_generate = self._runtime.local.mix_start is not None  # 4-D for static caches, nothing padded
+        if not made_by_generate and any(tower.engine == "tower" for tower in self._towers):
+            raise LatentError(
+                "a ready-made attention mask cannot be used with tower donors",
+                expected="a 2-D attention_mask, or padding_mask= beside it",
+            )
+        return None
 
     def _run(self, call: Call, labels: Any, keep: Any, kwargs: dict[str, Any]) -> Any:
         named = {
@@ -192,7 +207,7 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
             named["logits_to_keep"] = keep
         if kwargs.get("output_hidden_states"):
             call.mixed = {}
-        before = getattr(self._runtime.local, "call", None)
+        before = self._runtime.local.call
         self._runtime.local.call = None if call.plan.idle else call
         try:
             output = self.base(past_key_values=call.base_view, labels=labels, **named, **kwargs)
@@ -218,15 +233,15 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
             output.hidden_states = tuple(replaced)
         return output
 
-    def prepare_inputs_for_generation(self, input_ids: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The base's own, plus the plain padding mask that donors and steering need."""
         mask = kwargs.get("attention_mask")
-        inputs = self.base.prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs = self.base.prepare_inputs_for_generation(*args, **kwargs)
         if mask is not None and mask.ndim == 2:
             inputs["padding_mask"] = mask
         return inputs
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Any = None,
         *args: Any,
@@ -237,18 +252,19 @@ class LatentMergedForCausalLM(LiveSettings, PreTrainedModel, GenerationMixin):
         mix_start: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As every transformers model; ``sites``, ``scope``, ``steer`` and ``beta`` hold for this call only."""
+        """As every transformers model; ``sites``, ``scope``, ``steer`` and ``beta`` hold for this call
+        only."""
         if kwargs.get("inputs_embeds") is not None:
             raise LatentError(
                 "inputs_embeds cannot be used: every donor embeds the tokens itself", fix="pass input_ids"
             )
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         local = self._runtime.local
-        before = getattr(local, "mix_start", None)
+        before = local.mix_start
         with self.using(sites, scope=scope, steer=steer, beta=beta):
             local.mix_start = prompt_end(ids, kwargs) if mix_start is None else mix_start
             try:
-                return super().generate(inputs, *args, **kwargs)
+                return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
             finally:
                 local.mix_start = before
 

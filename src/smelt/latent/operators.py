@@ -1,4 +1,5 @@
-"""The arithmetic of a site: hidden states of base and donors in, one hidden state out, in float32 or wider."""
+"""The arithmetic of a site: hidden states of base and donors in, one hidden state out, in float32 or
+wider."""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ def _karcher_step(
 
 
 def gram_solve(grams: Sequence[torch.Tensor], lam: float, alpha: float) -> list[torch.Tensor]:
-    """The maps P_i = (Σ G + λ·mean|diag G|·I)^-1 G_i of RegMean, off-diagonal entries of G scaled by ``alpha``.
+    """The maps P_i = (Σ G + λ·mean|diag G|·I)^-1 G_i of RegMean, off-diagonal entries of G scaled by
+    ``alpha``.
 
     The ridge is relative to the mean diagonal, so that ``lam`` does not depend on the scale of the states.
     ``grams`` are (..., H, H); λ is spread over the G_i so that the maps sum to the identity.

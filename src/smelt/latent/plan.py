@@ -1,4 +1,5 @@
-"""Turns settings into what a forward pass needs: checked layers, coefficients, and how deep each donor must run."""
+"""Turns settings into what a forward pass needs: checked layers, coefficients, and how deep each donor must
+run."""
 
 from __future__ import annotations
 

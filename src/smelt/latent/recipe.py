@@ -1,4 +1,5 @@
-"""What a latent merge consists of, as frozen data: model references, sites, steering; dict in, dict out, hashable."""
+"""What a latent merge consists of, as frozen data: model references, sites, steering; dict in, dict out,
+hashable."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def choose(value: Any, known: Sequence[str], what: str, where: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place where states are mixed: before decoder layer ``layer`` (0 = embeddings, ``"last"`` = after the
-    last layer), by ``op``, with one weight per donor.
+    """One place where states are mixed: before decoder layer ``layer`` (0 = embeddings, ``"last"`` = after
+    the last layer), by ``op``, with one weight per donor.
 
     ``layer`` may be a fraction of the depth (``"0.75n"``). ``op="regmean"`` reads ``lam`` and ``reading``:
     ``shrink`` (ratio 1/(1+λ)), ``penalty`` (ratio (1-λ)/2) or ``gram`` (RegMean proper; ``alpha`` scales the
@@ -134,7 +135,8 @@ class Steer:
 class ModelRef:
     """Where a model comes from: a directory or hub name, and how to hold it.
 
-    A donor with an ``adapter`` (a PEFT directory or hub name) is the base plus that adapter and needs no path.
+    A donor with an ``adapter`` (a PEFT directory or hub name) is the base plus that adapter and needs no
+    path.
     """
 
     path: str = ""
@@ -285,7 +287,7 @@ def _nested(value: Any, cls: type, where: str) -> Any:
 def _known(cls: type, data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise LatentError(f"{data!r} is no mapping", where=where)
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+    names = [item.name for item in fields(cls)]
     for key in data:
         if key not in names:
             raise LatentError(f"unknown key {key!r}", where=where, fix=did_you_mean(str(key), names))

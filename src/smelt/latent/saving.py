@@ -17,7 +17,8 @@ from smelt.latent.schedule import Schedule
 
 TENSORS = "latent.safetensors"
 REMOTE = "smelt_latent.py"
-REMOTE_CODE = '''"""Lets transformers open this directory with trust_remote_code=True; smelt must be installed."""
+REMOTE_CODE = '''"""Lets transformers open this directory with trust_remote_code=True; smelt must be
+installed."""
 
 from smelt.latent import EnsembleConfig, EnsembleForCausalLM, LatentMergedConfig, LatentMergedForCausalLM
 
@@ -128,6 +129,7 @@ def collect_tensors(model: Any, settings: Settings) -> tuple[dict[str, torch.Ten
     steer = []
     for number, item in enumerate(settings.steer):
         key = f"steer.{number}"
+        assert item.delta is not None  # set_sites has read it
         tensors[key] = item.delta.detach().cpu().contiguous()
         steer.append(replace(item, file=TENSORS, key=key))
     return tensors, tuple(steer)
@@ -197,8 +199,11 @@ def save_ensemble(model: Any, folder: Path, *, embed_weights: bool = False, **kw
             item.save_pretrained(folder / "models" / str(index))
             refs[index] = replace(ref, path=f"models/{index}", revision=None)
         elif not ref.path:
-            raise LatentError("this model was never saved or loaded, so a recipe cannot name it",
-                              where=f"model {index}", fix="save_pretrained(dir, embed_weights=True)")  # fmt: skip
+            raise LatentError(
+                "this model was never saved or loaded, so a recipe cannot name it",
+                where=f"model {index}",
+                fix="save_pretrained(dir, embed_weights=True)",
+            )
     models = [_relative(ref, folder).to_dict() for ref in refs]
     _write_config(model, {"models": models, **model.mix.to_dict()}, folder)
     _write_beside(model, folder)

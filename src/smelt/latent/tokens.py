@@ -11,7 +11,8 @@ SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
 
 
 def check_tokenizers(base: Any, donor: Any, index: int) -> None:
-    """Refuse donors whose vocabulary or special ids differ on ids both know; warn about another chat template."""
+    """Refuse donors whose vocabulary or special ids differ on ids both know; warn about another chat
+    template."""
     if base is None or donor is None or base is donor:
         return
     where = f"donor {index}"
@@ -25,7 +26,7 @@ def check_tokenizers(base: Any, donor: Any, index: int) -> None:
                 f"{name} is {right}",
                 where=where,
                 expected=f"the base's {left}",
-                fix="latent merging feeds both models the same ids; give the donor the base's tokenizer if it was trained with it",
+                fix="both get the same ids; if the donor was trained with the base's tokenizer, give it that",
             )
     left, right = getattr(base, "chat_template", None), getattr(donor, "chat_template", None)
     if left and right and left != right:

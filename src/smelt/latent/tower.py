@@ -1,4 +1,5 @@
-"""Runs a donor's own decoder up to a layer, with its own embeddings, masks, rope and cache, and keeps the states."""
+"""Runs a donor's own decoder up to a layer, with its own embeddings, masks, rope and cache, and keeps the
+states."""
 
 from __future__ import annotations
 
@@ -15,12 +16,13 @@ from transformers.utils.output_capturing import _active_collector
 from smelt.latent.adapters import Decoder, split_call, state_of
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, never seen outside
+class _Stop(Exception):
     """The last wanted state is known."""
 
 
 class _Tap(nn.Module):
-    """Stands before a decoder layer: notes the incoming state, stops the run when told, else calls the layer."""
+    """Stands before a decoder layer: notes the incoming state, stops the run when told, else calls the
+    layer."""
 
     def __init__(self, layer: nn.Module, index: int, box: threading.local) -> None:
         super().__init__()
@@ -63,7 +65,8 @@ def _replaced(module: nn.Module, path: list[str], new: nn.Module) -> nn.Module:
 
 
 class TowerRunner:
-    """A view of a decoder that can be run to any depth; the decoder itself is not touched and carries no hook."""
+    """A view of a decoder that can be run to any depth; the decoder itself is not touched and carries no
+    hook."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._box = threading.local()
@@ -94,7 +97,8 @@ class TowerRunner:
 
 
 class Prelude:
-    """The state that enters layer 0 of a donor: a plain embedding where a probe showed that nothing else happens."""
+    """The state that enters layer 0 of a donor: a plain embedding where a probe showed that nothing else
+    happens."""
 
     def __init__(self, decoder: Decoder, runner: TowerRunner) -> None:
         self._embed = decoder.embed
@@ -105,7 +109,7 @@ class Prelude:
         weight = self._embed.weight
         if weight.device.type == "meta":
             return False
-        ids = torch.arange(2, device=weight.device)[None]  # type: ignore[arg-type]
+        ids = torch.arange(2, device=weight.device)[None]
         with torch.no_grad():
             seen = self._runner.states(0, {"input_ids": ids, "use_cache": False})[0]
             return torch.equal(seen, self._embed(ids))

@@ -1,4 +1,5 @@
-"""Opens only the shards a truncated donor needs: a filtered index over local files, or over what the hub must send."""
+"""Opens only the shards a truncated donor needs: a filtered index over local files, or over what the hub
+must send."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.")
 def layer_of(name: str) -> int | None:
     """The decoder layer a tensor name belongs to.
 
-    >>> layer_of("model.layers.12.mlp.up_proj.weight"), layer_of("transformer.h.3.ln_1.bias"), layer_of("lm_head.weight")
-    (12, 3, None)
+    >>> layer_of("model.layers.12.mlp.up_proj.weight"), layer_of("transformer.h.3.ln_1.bias")
+    (12, 3)
+    >>> layer_of("lm_head.weight") is None
+    True
     """
     found = LAYER.search(name)
     return int(found[1]) if found else None

@@ -17,9 +17,10 @@ from smelt.latent.adapters import find_decoder
 from smelt.latent.sharing import prelude_modules
 
 FAMILIES = (
-    "llama", "qwen2", "qwen3", "mistral", "phi3", "phi", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_text", "granite",
-    "smollm3", "glm4", "mixtral", "qwen3_moe", "granitemoe", "gpt2", "gpt_neox", "gpt_bigcode", "gptj", "gpt_neo",
-    "falcon", "bloom", "mpt", "opt", "cohere2", "starcoder2", "stablelm", "nemotron", "gpt_oss", "deepseek_v3",
+    "llama", "qwen2", "qwen3", "mistral", "phi3", "phi", "olmo2", "olmo3", "gemma", "gemma2", "gemma3_text",
+    "granite", "smollm3", "glm4", "mixtral", "qwen3_moe", "granitemoe", "gpt2", "gpt_neox", "gpt_bigcode",
+    "gptj", "gpt_neo", "falcon", "bloom", "mpt", "opt", "cohere2", "starcoder2", "stablelm", "nemotron",
+    "gpt_oss", "deepseek_v3",
 )  # fmt: skip
 SITES = {
     "slerp": [Site(2, "slerp", [0.5])],
@@ -116,6 +117,8 @@ def test_unsuitable_families_are_refused_with_the_reason(family) -> None:
 def test_encoder_decoders_are_refused() -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    model = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    )
     with pytest.raises(LatentError, match="encoder-decoder"):
         LatentMergedForCausalLM.from_models(model, model)

@@ -50,7 +50,9 @@ def test_a_cut_donor_gives_the_same_bits_as_a_whole_one(sharded, layer) -> None:
 
 @torch.no_grad()
 def test_shards_above_the_last_site_need_not_exist(sharded, tmp_path) -> None:
-    expected = LatentMergedForCausalLM.from_models(sharded / "base", sharded / "donor", [Site(3)])(prompt(9)).logits
+    expected = LatentMergedForCausalLM.from_models(sharded / "base", sharded / "donor", [Site(3)])(
+        prompt(9)
+    ).logits
     index = json.loads((sharded / "donor" / "model.safetensors.index.json").read_text())
     config = AutoModelForCausalLM.from_pretrained(sharded / "base").config
     partial = tmp_path / "partial"
@@ -70,7 +72,9 @@ def test_shards_above_the_last_site_need_not_exist(sharded, tmp_path) -> None:
 @torch.no_grad()
 def test_only_the_needed_shards_are_fetched_from_the_hub(sharded, tmp_path, monkeypatch) -> None:
     """An offline hub cache that holds only what a cut at layer 3 needs."""
-    with truncated_source(str(sharded / "donor"), None, tiny_causal("llama", 1, num_hidden_layers=8).config, 3) as (f, _):
+    with truncated_source(
+        str(sharded / "donor"), None, tiny_causal("llama", 1, num_hidden_layers=8).config, 3
+    ) as (f, _):
         needed = {path.name for path in Path(f).glob("*.safetensors")}
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "models--team--donor"
@@ -151,7 +155,9 @@ def test_shared_tensors_are_stored_once(tmp_path) -> None:
     own = size(merged.tower(0).layers[2].parameters())
     together = size({t.data_ptr(): t for t in merged.parameters()}.values())
     assert together <= alone + own + 32 * 4  # and one final norm
-    separate = LatentMergedForCausalLM.from_models(tmp_path / "base", tmp_path / "donor", [Site(3)], share=False)
+    separate = LatentMergedForCausalLM.from_models(
+        tmp_path / "base", tmp_path / "donor", [Site(3)], share=False
+    )
     assert size({t.data_ptr(): t for t in separate.parameters()}.values()) > together + 8000
     with torch.no_grad():
         assert torch.equal(merged(prompt(5)).logits, separate(prompt(5)).logits)
@@ -166,7 +172,9 @@ def adapter(tmp_path_factory: Any) -> Path:
 
     folder = tmp_path_factory.mktemp("adapter")
     tiny_causal("llama", 1).save_pretrained(folder / "base")
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], layers_to_transform=[1, 2, 3])
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], layers_to_transform=[1, 2, 3]
+    )
     with warnings.catch_warnings():  # PEFT reads a name that transformers renamed
         warnings.simplefilter("ignore", FutureWarning)
         tuned = get_peft_model(tiny_causal("llama", 1), config)
@@ -213,7 +221,9 @@ def test_a_lora_donor_is_saved_and_refused_like_others(adapter, tmp_path) -> Non
 def test_an_int8_donor_is_small_and_close(sharded) -> None:
     sites = [Site(4, "slerp", [0.5])]
     full = LatentMergedForCausalLM.from_models(sharded / "base", sharded / "donor", sites)
-    small = LatentMergedForCausalLM.from_models(sharded / "base", sharded / "donor", sites, donor_quant="int8")
+    small = LatentMergedForCausalLM.from_models(
+        sharded / "base", sharded / "donor", sites, donor_quant="int8"
+    )
     layers = [find_decoder(m.donors[0], "donor").layers for m in (full, small)]
     assert isinstance(layers[1][0].mlp.up_proj, Int8Linear)
     bytes_of = [size([*each.parameters(), *each.buffers()]) for each in layers]
@@ -226,9 +236,9 @@ def test_an_int8_donor_is_small_and_close(sharded) -> None:
 
 
 def test_an_int8_donor_keeps_its_skill(skilled, skilled_dir) -> None:
-    merged = LatentMergedForCausalLM.from_models(skilled[0], skilled_dir / "s", [Site("last", "slerp", [0.5])],
-                                                 donor_quant="int8")  # fmt: skip
-    full = LatentMergedForCausalLM.from_models(*skilled, [Site("last", "slerp", [0.5])])
+    sites = [Site("last", "slerp", [0.5])]
+    merged = LatentMergedForCausalLM.from_models(skilled[0], skilled_dir / "s", sites, donor_quant="int8")
+    full = LatentMergedForCausalLM.from_models(*skilled, sites)
     for skill in "rs":
         assert abs(skill_accuracy(merged, skill) - skill_accuracy(full, skill)) <= 0.1
 
@@ -241,7 +251,9 @@ def test_nf4_without_bitsandbytes_says_what_to_install(sharded) -> None:
 
     if importlib.util.find_spec("bitsandbytes") is None:
         with pytest.raises(MissingExtraError, match="bitsandbytes"):
-            LatentMergedForCausalLM.from_models(sharded / "base", ModelRef(str(sharded / "donor"), quant="nf4"))
+            LatentMergedForCausalLM.from_models(
+                sharded / "base", ModelRef(str(sharded / "donor"), quant="nf4")
+            )
     else:
         merged = LatentMergedForCausalLM.from_models(
             sharded / "base", ModelRef(str(sharded / "donor"), quant="nf4"), [Site(3)]

@@ -8,7 +8,16 @@ from latent_tiny import byte_tokenizer, prompt, tiny_causal
 from transformers import AutoModel
 
 from smelt.core.errors import LatentError
-from smelt.latent import Gate, LatentMergedForCausalLM, LatentRecipe, LogitMix, ModelRef, Schedule, Site, Steer
+from smelt.latent import (
+    Gate,
+    LatentMergedForCausalLM,
+    LatentRecipe,
+    LogitMix,
+    ModelRef,
+    Schedule,
+    Site,
+    Steer,
+)
 from smelt.latent.plan import resolve_layer
 
 
@@ -55,9 +64,15 @@ BAD_PARTS = {
     "scope": (lambda: Steer(2, torch.ones(4), scope="frist"), "did you mean 'first'"),
     "site key": (lambda: Site.from_dict({"layer": 2, "wieghts": [1]}), "did you mean 'weights'"),
     "quant": (lambda: ModelRef("x", quant="int4"), "did you mean 'int8'"),
-    "recipe key": (lambda: LatentRecipe.from_dict({"base": "a", "donors": "b", "sites": [], "scoep": 1}), "'scope'"),
+    "recipe key": (
+        lambda: LatentRecipe.from_dict({"base": "a", "donors": "b", "sites": [], "scoep": 1}),
+        "'scope'",
+    ),
     "recipe part": (lambda: LatentRecipe.from_dict({"base": "a", "sites": []}), "no 'donors'"),
-    "engine": (lambda: LatentRecipe.from_dict({"base": "a", "donors": "b", "sites": [], "engine": "towr"}), "'tower'"),
+    "engine": (
+        lambda: LatentRecipe.from_dict({"base": "a", "donors": "b", "sites": [], "engine": "towr"}),
+        "'tower'",
+    ),
     "recipe file": (lambda: LatentRecipe.read("/nowhere/x.yml"), "no recipe at"),
     "logit op": (lambda: LogitMix("logit"), "did you mean 'logits'"),
     "tau": (lambda: LogitMix("contrastive", tau=0.0), "tau"),
@@ -78,15 +93,19 @@ def test_layers_may_be_numbers_shares_or_last() -> None:
 
 def test_models_that_do_not_fit() -> None:
     base = tiny_causal("llama", 1)
-    with pytest.raises(LatentError, match="hidden size 16.*projection"):
+    with pytest.raises(LatentError, match=r"hidden size 16.*projection"):
         LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2, hidden_size=16))
     with pytest.raises(LatentError, match="dtype"):
         LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2).bfloat16())
-    with pytest.raises(LatentError, match="rope_parameters differs.*tower"):
+    with pytest.raises(LatentError, match=r"rope_parameters differs.*tower"):
         rope = {"rope_type": "default", "rope_theta": 500.0}
-        LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2, rope_parameters=rope), engine="lockstep")
+        LatentMergedForCausalLM.from_models(
+            base, tiny_causal("llama", 2, rope_parameters=rope), engine="lockstep"
+        )
     with pytest.raises(LatentError, match="num_key_value_heads differs"):
-        LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2, num_key_value_heads=4), engine="lockstep")
+        LatentMergedForCausalLM.from_models(
+            base, tiny_causal("llama", 2, num_key_value_heads=4), engine="lockstep"
+        )
     with pytest.raises(LatentError, match="layer classes differ"):
         LatentMergedForCausalLM.from_models(base, tiny_causal("qwen3", 2), engine="lockstep")
     with pytest.raises(LatentError, match="attention implementation"):
@@ -100,7 +119,9 @@ def test_models_that_do_not_fit() -> None:
     with pytest.raises(LatentError, match="cannot read a model config"):
         LatentMergedForCausalLM.from_models(base, "/nowhere/at/all")
     with pytest.raises(LatentError, match="feedback needs the lockstep"):
-        LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2), [Site(2, feedback=True)], engine="tower")
+        LatentMergedForCausalLM.from_models(
+            base, tiny_causal("llama", 2), [Site(2, feedback=True)], engine="tower"
+        )
     with pytest.raises(LatentError, match="width 5"):
         LatentMergedForCausalLM.from_models(base, [], steer=[Steer(1, torch.ones(5))])
     with pytest.raises(LatentError, match="rows"):
@@ -110,7 +131,7 @@ def test_models_that_do_not_fit() -> None:
 def test_a_donor_cut_too_short_is_named() -> None:
     donor = tiny_causal("llama", 2, num_hidden_layers=2)
     merged = LatentMergedForCausalLM.from_models(tiny_causal("llama", 1), donor, [Site(2)])
-    with pytest.raises(LatentError, match="donor 0 holds 2 layers.*at least 3"):
+    with pytest.raises(LatentError, match=r"donor 0 holds 2 layers.*at least 3"):
         merged.set_sites([Site(3)])
 
 
@@ -119,7 +140,9 @@ def test_tokenizers_must_agree() -> None:
     mine, theirs = byte_tokenizer(), byte_tokenizer()
 
     def build() -> LatentMergedForCausalLM:
-        return LatentMergedForCausalLM.from_models(base, donor, [Site(2)], tokenizer=mine, donor_tokenizers=[theirs])
+        return LatentMergedForCausalLM.from_models(
+            base, donor, [Site(2)], tokenizer=mine, donor_tokenizers=[theirs]
+        )
 
     assert build().tokenizer is mine
     theirs.chat_template = "{{ messages }}"
@@ -127,7 +150,7 @@ def test_tokenizers_must_agree() -> None:
         build()
     theirs.chat_template = mine.chat_template
     theirs.eos_token = "<pad>"
-    with pytest.raises(LatentError, match="eos_token_id is 258.*257"):
+    with pytest.raises(LatentError, match=r"eos_token_id is 258.*257"):
         build()
     theirs = byte_tokenizer()
     theirs.add_tokens(["<extra>"])
@@ -143,5 +166,9 @@ def test_a_site_in_the_shared_prefix_is_a_no_op_and_says_so() -> None:
     for layer in range(2):
         donor.model.layers[layer].load_state_dict(base.model.layers[layer].state_dict())
     merged = LatentMergedForCausalLM.from_models(base, donor)
-    with pytest.warns(UserWarning, match="changes nothing.*first 2 layers"), merged.using([Site(2)]), torch.no_grad():
+    with (
+        pytest.warns(UserWarning, match=r"changes nothing.*first 2 layers"),
+        merged.using([Site(2)]),
+        torch.no_grad(),
+    ):
         assert torch.equal(merged(prompt(5)).logits, base(prompt(5)).logits)

@@ -19,7 +19,11 @@ GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "min_new_toke
 def models() -> list[Any]:
     """Different depth, width, architecture and embedding rows."""
     other = tiny_causal("gpt2", 3)
-    return [tiny_causal("llama", 1), tiny_causal("qwen3", 2, num_hidden_layers=3, hidden_size=16, vocab_size=272), other]
+    return [
+        tiny_causal("llama", 1),
+        tiny_causal("qwen3", 2, num_hidden_layers=3, hidden_size=16, vocab_size=272),
+        other,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,9 @@ def test_formulas(models) -> None:
         ("logprobs", (0.3, 0.7)): 0.3 * p[0].log() + 0.7 * p[1].log(),
         ("probs", (0.3, 0.7)): (0.3 * p[0] + 0.7 * p[1]).log(),
         ("probs", (1.0, 0.0)): p[0].log(),
-        ("contrastive", (0.5,)): torch.where(p[0] >= 0.1 * p[0].amax(-1, keepdim=True), z[0] - 0.5 * z[1], -torch.inf),
+        ("contrastive", (0.5,)): torch.where(
+            p[0] >= 0.1 * p[0].amax(-1, keepdim=True), z[0] - 0.5 * z[1], -torch.inf
+        ),
         ("proxy", (0.8,)): z[0] + 0.8 * (z[1] - z[2]),
     }
     for (op, weights), value in expected.items():
@@ -61,6 +67,7 @@ def test_cached_padded_static_and_beams(both, op) -> None:
         assert torch.equal(both.generate(padded, attention_mask=mask, **GREEDY)[:, 3:], plain)
         static = both.generate(padded, attention_mask=mask, cache_implementation="static", **GREEDY)
         assert torch.equal(static[:, 3:], plain)
+        assert torch.equal(both.generate(ids, cache_implementation="static", **GREEDY), plain)
         beams = both.generate(ids, num_beams=3, max_new_tokens=6)
         assert torch.equal(beams, both.generate(ids, num_beams=3, max_new_tokens=6, use_cache=False))
 

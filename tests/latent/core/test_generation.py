@@ -1,4 +1,5 @@
-"""Every way to generate: each equals the plain greedy loop, its own cached twin, or itself with the same seed."""
+"""Every way to generate: each equals the plain greedy loop, its own cached twin, or itself with the same
+seed."""
 
 from __future__ import annotations
 
@@ -58,13 +59,17 @@ def test_static_cache(merged, ids) -> None:
     padded = torch.cat([torch.full((1, 3), 258), ids], 1)
     mask = (padded != 258).long()
     plain = merged.generate(padded, attention_mask=mask, **GREEDY)
-    assert torch.equal(merged.generate(padded, attention_mask=mask, cache_implementation="static", **GREEDY), plain)
+    assert torch.equal(
+        merged.generate(padded, attention_mask=mask, cache_implementation="static", **GREEDY), plain
+    )
     assert torch.equal(plain[:, 3:], greedy_by_hand(merged, ids))
 
 
 def test_prompt_lookup(merged, ids) -> None:
     again = torch.cat([ids, ids], 1)
-    assert torch.equal(merged.generate(again, prompt_lookup_num_tokens=3, **GREEDY), greedy_by_hand(merged, again))
+    assert torch.equal(
+        merged.generate(again, prompt_lookup_num_tokens=3, **GREEDY), greedy_by_hand(merged, again)
+    )
 
 
 def test_assisted_with_the_base_as_drafter(merged, ids) -> None:
@@ -82,7 +87,9 @@ def test_beams(merged, ids) -> None:
 def test_sampling_follows_the_seed(merged, ids) -> None:
     def draw(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return merged.generate(ids, do_sample=True, top_p=0.9, num_return_sequences=3, max_new_tokens=8, min_new_tokens=8)
+        return merged.generate(
+            ids, do_sample=True, top_p=0.9, num_return_sequences=3, max_new_tokens=8, min_new_tokens=8
+        )
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -118,7 +125,9 @@ def test_per_row_ratio_equals_separate_calls(merged) -> None:
     with merged.using([Site(2, "slerp", [0.5])]):
         together = merged.generate(rows, beta=torch.tensor([0.0, 0.4, 1.0]), **GREEDY)
         for row, beta in enumerate((0.0, 0.4, 1.0)):
-            assert torch.equal(together[row : row + 1], merged.generate(rows[row : row + 1], beta=beta, **GREEDY))
+            assert torch.equal(
+                together[row : row + 1], merged.generate(rows[row : row + 1], beta=beta, **GREEDY)
+            )
         beams = merged.generate(rows, beta=torch.tensor([0.0, 0.4, 1.0]), num_beams=2, max_new_tokens=4)
         one = merged.generate(rows[1:2], beta=0.4, num_beams=2, max_new_tokens=4)
     assert torch.equal(beams[1:2, : one.shape[1]], one)

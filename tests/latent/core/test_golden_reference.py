@@ -37,7 +37,8 @@ def test_logits_of_the_reference(merged, recorded, case) -> None:
     out = merged.generate(
         recorded["prompt"], sites=[site], scope="generated" if case["last_token_only"] else "all",
         attention_mask=torch.ones_like(recorded["prompt"]), pad_token_id=0, do_sample=False,
-        max_new_tokens=case["steps"], min_new_tokens=case["steps"], output_logits=True, return_dict_in_generate=True,
+        max_new_tokens=case["steps"], min_new_tokens=case["steps"], output_logits=True,
+        return_dict_in_generate=True,
     )  # fmt: skip
     expected = recorded[f"logits_{case['case']}"]
     torch.testing.assert_close(torch.cat(out.logits), expected, atol=1e-4, rtol=0)

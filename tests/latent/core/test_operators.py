@@ -35,7 +35,9 @@ def test_slerp_is_its_definition(beta) -> None:
     torch.testing.assert_close(tensor, slerp(a, b, beta))
 
 
-@pytest.mark.parametrize("theta", [1e-6, 1e-4, 9e-4, 1.1e-3, 0.01, 1.5, math.pi - 0.01, math.pi - 1e-4, math.pi])
+@pytest.mark.parametrize(
+    "theta", [1e-6, 1e-4, 9e-4, 1.1e-3, 0.01, 1.5, math.pi - 0.01, math.pi - 1e-4, math.pi]
+)
 @pytest.mark.parametrize("size", [1e-18, 1.0, 1e15])
 def test_slerp_at_every_angle_and_size_is_finite_and_between(theta, size) -> None:
     a = torch.tensor([[1.0, 0.0, 0.0]]) * size
@@ -96,7 +98,10 @@ def test_frechet_with_one_weight_zero_is_slerp_and_is_a_minimum() -> None:
 
 def test_gram_maps_solve_regmean() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(200, 6, generator=generator), torch.randn(200, 6, generator=generator) * torch.arange(1, 7)
+    a, b = (
+        torch.randn(200, 6, generator=generator),
+        torch.randn(200, 6, generator=generator) * torch.arange(1, 7),
+    )
     grams = [a.T @ a, b.T @ b]
     maps = gram_solve(grams, 0.0, 1.0)
     x, y = torch.randn(3, 6, generator=generator), torch.randn(3, 6, generator=generator)
@@ -131,7 +136,9 @@ def test_operators_inside_a_model_are_their_formulas(three) -> None:
         with three.using([site]), three.recording() as tape:
             three(prompt(6))
         seen = tape[2]
-        torch.testing.assert_close(seen["mixed"], formula(seen["base"], *seen["donors"]), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            seen["mixed"], formula(seen["base"], *seen["donors"]), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @torch.no_grad()

@@ -49,7 +49,10 @@ def test_auto_classes_open_the_directory(parts, saved) -> None:
     assert config.model_type == "latent_merged" and config.vocab_size == 264 and config.hidden_size == 32
     model = AutoModelForCausalLM.from_pretrained(saved)
     assert type(model) is LatentMergedForCausalLM and model.generation_config.max_new_tokens == 7
-    assert [site.layer for site in model.settings.sites] == ["0.5n", 3] and model.settings.scope == "generated"
+    assert [site.layer for site in model.settings.sites] == [
+        "0.5n",
+        3,
+    ] and model.settings.scope == "generated"
     fresh = LatentMergedForCausalLM.from_models(
         tiny_causal("llama", 1), tiny_causal("llama", 2), SITES, scope="generated",
         steer=[Steer(1, torch.linspace(-1, 1, 32), alpha=0.2, keep_norm=True)],
@@ -94,7 +97,7 @@ def test_models_without_a_path_need_their_weights_saved(tmp_path) -> None:
 
 
 def test_a_recipe_file_names_models_beside_it(parts) -> None:
-    text = "base: {path: base}\ndonors: [{path: donor}]\nscope: all\nsites: [{layer: 2, op: slerp, weights: [0.5]}]\n"
+    text = "base: {path: base}\ndonors: [{path: donor}]\nscope: all\nsites: [{layer: 2, op: slerp}]\n"
     (parts / "recipe.yml").write_text(text)
     model = LatentMergedForCausalLM.from_recipe(parts / "recipe.yml")
     assert model.tower(0).depth == 2
@@ -105,7 +108,12 @@ def test_a_recipe_file_names_models_beside_it(parts) -> None:
 
 def test_steering_from_a_safetensors_file(parts) -> None:
     save_file({"1": torch.ones(32), "2": torch.zeros(32)}, parts / "vectors.safetensors")
-    recipe = {"base": "base", "donors": [], "sites": [], "steer": [{"layer": 1, "file": "vectors.safetensors"}]}
+    recipe = {
+        "base": "base",
+        "donors": [],
+        "sites": [],
+        "steer": [{"layer": 1, "file": "vectors.safetensors"}],
+    }
     model = LatentMergedForCausalLM.from_recipe(recipe, folder=parts)
     assert torch.equal(model.settings.steer[0].delta, torch.ones(32))
     recipe["steer"][0]["key"] = "3"
@@ -120,10 +128,14 @@ def test_pipeline_from_the_directory(saved) -> None:
     texts = ["Hello", "A longer prompt"]
     options = {"max_new_tokens": 5, "do_sample": False, "return_full_text": False}
     batch = pipe(texts, batch_size=2, **options)
-    assert [item[0]["generated_text"] for item in batch] == [pipe(t, **options)[0]["generated_text"] for t in texts]
-    chat = pipe([{"role": "user", "content": "Hi"}], **options)
-    tokens = pipe.tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True,
-                                                return_tensors="pt", return_dict=True)  # fmt: skip
+    assert [item[0]["generated_text"] for item in batch] == [
+        pipe(t, **options)[0]["generated_text"] for t in texts
+    ]
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = pipe(messages, **options)
+    tokens = pipe.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**tokens, max_new_tokens=5, do_sample=False)
     text = pipe.tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
     assert chat[0]["generated_text"] == text
@@ -136,7 +148,12 @@ def test_another_process_opens_it(saved, line, tmp_path) -> None:
         "from transformers import AutoModelForCausalLM\n"
         f"print(type(AutoModelForCausalLM.from_pretrained({str(saved)!r}, **options)).__name__)"
     )
-    env = {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    env = {
+        "HF_MODULES_CACHE": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "/usr/bin",
+        "HOME": str(tmp_path),
+    }
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
     assert run.stdout.split() == ["LatentMergedForCausalLM"], run.stderr[-2000:]
 

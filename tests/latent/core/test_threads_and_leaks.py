@@ -23,7 +23,9 @@ def test_two_wrappers_and_the_bare_base_at_once() -> None:
     models = [
         base,
         LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 2), [Site(2, "slerp", [0.6])]),
-        LatentMergedForCausalLM.from_models(base, tiny_causal("llama", 3), [Site(3, "lerp", [0.4])], scope="generated"),
+        LatentMergedForCausalLM.from_models(
+            base, tiny_causal("llama", 3), [Site(3, "lerp", [0.4])], scope="generated"
+        ),
     ]
     alone = [model.generate(ids, **GREEDY) for model in models]
     assert not torch.equal(alone[0], alone[1])
@@ -46,7 +48,9 @@ def test_one_wrapper_with_other_settings_per_thread() -> None:
     ids, betas = prompt(9), (0.0, 0.3, 0.9)
     alone = [merged.generate(ids, beta=beta, **GREEDY) for beta in betas]
     with ThreadPoolExecutor(3) as pool:
-        runs = list(pool.map(lambda beta: [merged.generate(ids, beta=beta, **GREEDY) for _ in range(4)], betas))
+        runs = list(
+            pool.map(lambda beta: [merged.generate(ids, beta=beta, **GREEDY) for _ in range(4)], betas)
+        )
     for expected, outs in zip(alone, runs, strict=True):
         assert all(torch.equal(out, expected) for out in outs)
 
@@ -103,4 +107,8 @@ def test_no_gradient_and_moving_keeps_working() -> None:
     assert low.dtype == torch.bfloat16 and merged.dtype == torch.bfloat16
     assert (low.float() - expected).abs().max() < 0.2
     assert merged.get_output_embeddings() is base.lm_head
-    assert merged.config.vocab_size == 264 and merged.config.base_layers == 4 and merged.config.num_hidden_layers == 8
+    assert (
+        merged.config.vocab_size == 264
+        and merged.config.base_layers == 4
+        and merged.config.num_hidden_layers == 8
+    )

@@ -37,7 +37,9 @@ def test_cached_uncached_padded_static_and_base(pair, scope) -> None:
     ids = prompt(12)
     whole = merged(ids, mix_start=4, use_cache=False).logits
     cache = DynamicCache(config=merged.config)
-    parts = [merged(s, mix_start=4, past_key_values=cache).logits for s in (ids[:, :5], ids[:, 5:6], ids[:, 6:])]
+    parts = [
+        merged(s, mix_start=4, past_key_values=cache).logits for s in (ids[:, :5], ids[:, 5:6], ids[:, 6:])
+    ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-5, rtol=0)
     plain = merged.generate(ids, **GREEDY)
     padded = torch.cat([torch.full((1, 3), 258), ids], 1)
@@ -45,6 +47,7 @@ def test_cached_uncached_padded_static_and_base(pair, scope) -> None:
     assert torch.equal(merged.generate(padded, attention_mask=mask, **GREEDY)[:, 3:], plain)
     static = merged.generate(padded, attention_mask=mask, cache_implementation="static", **GREEDY)
     assert torch.equal(static[:, 3:], plain)
+    assert torch.equal(merged.generate(ids, cache_implementation="static", **GREEDY), plain)
     with merged.using([Site(2, "slerp", [0.0])]):
         assert torch.equal(merged(ids).logits, pair[0](ids).logits)
 
@@ -57,6 +60,12 @@ def test_both_engines_give_the_same_states() -> None:
     assert (lock._towers[0].engine, tower._towers[0].engine) == ("lockstep", "tower")
     assert torch.equal(lock(ids).logits, tower(ids).logits)
     assert torch.equal(lock.generate(ids, **GREEDY), tower.generate(ids, **GREEDY))
+
+
+def test_a_ready_made_mask_is_refused_with_a_tower() -> None:
+    merged = LatentMergedForCausalLM.from_models(tiny_causal("llama", 1), tiny_causal("qwen3", 2), SITES)
+    with pytest.raises(LatentError, match="ready-made attention mask"):
+        merged(prompt(4), attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool).tril())
 
 
 @torch.no_grad()
@@ -86,7 +95,10 @@ def test_mixed_engines_side_by_side() -> None:
 @torch.no_grad()
 def test_a_donor_of_another_width_needs_a_fitted_projection(tmp_path) -> None:
     base, donor = tiny_causal("llama", 1), tiny_causal("llama", 2, hidden_size=24, num_hidden_layers=3)
-    batches = [prompt(40, rows=4, seed=7), {"input_ids": prompt(9), "attention_mask": torch.ones(1, 9, dtype=torch.long)}]
+    batches = [
+        prompt(40, rows=4, seed=7),
+        {"input_ids": prompt(9), "attention_mask": torch.ones(1, 9, dtype=torch.long)},
+    ]
     merged = LatentMergedForCausalLM.from_models(base, donor, [Site(2, "slerp", [0.5])], calibration=batches)
     ids = prompt(12)
     assert (merged(ids).logits - base(ids).logits).abs().max() > 0.01
@@ -107,7 +119,10 @@ def test_a_projection_recovers_a_rotated_copy_of_the_base() -> None:
     """A donor whose states are the base's through an orthogonal map and zero padding: the fit undoes it."""
     base = tiny_causal("llama", 1)
     merged = LatentMergedForCausalLM.from_models(
-        base, tiny_causal("llama", 1, hidden_size=48), [Site(0, "lerp", [1.0])], calibration=prompt(60, rows=8, seed=3)
+        base,
+        tiny_causal("llama", 1, hidden_size=48),
+        [Site(0, "lerp", [1.0])],
+        calibration=prompt(60, rows=8, seed=3),
     )
     rotation = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(0)))[0][:32]
     merged.donors[0].model.embed_tokens.weight.copy_(base.model.embed_tokens.weight @ rotation)
