@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,15 @@ def source_hash() -> str:
     for path in sorted((REPO / "src" / "smelt").rglob("*.py")):
         digest.update(str(path.relative_to(REPO)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@contextmanager
+def unchanged_source() -> Iterator[None]:
+    """Fail when smelt's source changes meanwhile: its outputs would be those of two programs."""
+    before = source_hash()
+    yield
+    if source_hash() != before:
+        raise SystemExit("smelt's source changed during the run; nothing was written, run it again")
 
 
 def _cpu_model() -> str:

@@ -205,7 +205,8 @@ def main() -> None:
     args = parser.parse_args()
     cases = [case for case in all_cases() if args.only in case.name]
     root = cache_root() / "parity" / ("some" if args.only else "run")
-    outcomes = compare(cases, root, reuse_peer=args.reuse_peer)
+    with machine.unchanged_source():
+        outcomes = compare(cases, root, reuse_peer=args.reuse_peer)
     wrong = [o for o in outcomes if not o.agrees and o.case.kind != "defect"]
     for outcome in outcomes:
         mark = "ok  " if outcome.agrees else ("diff" if outcome.case.kind == "defect" else "FAIL")

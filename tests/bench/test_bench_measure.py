@@ -66,7 +66,7 @@ def result() -> dict[str, Any]:
         "bound_floor": 4,
         "rounds": {
             "floor": floors,
-            "smelt": [_run(4.2), _run(5.2), _run(9.9)],
+            "smelt": [_run(4.2, 2e8), _run(5.2), _run(9.9, 1e8)],
             "mergekit": [_run(260.0, 9e9)],
         },
         "agreement": {"mergekit": {"elements": 1000, "equal": 999, "one_step": 1000}},

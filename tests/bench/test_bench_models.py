@@ -91,3 +91,11 @@ def test_rounding_from_float64_is_not_done_twice() -> None:
     assert [hex(x) for x in bf16.from_float64(values)] == ["0x3f80", "0x3f81", "0x3f80", "0xbf81"]
     twice = bf16.from_float32(values.astype(np.float32))
     assert hex(twice[1]) == "0x3f80"  # what rounding by way of float32 would give
+
+
+def test_noise_differs_from_block_to_block_tensor_to_tensor_and_model_to_model() -> None:
+    first = make_models.noise(1, 2, 3, 1000, fine=False)
+    assert np.array_equal(first, make_models.noise(1, 2, 3, 1000, fine=False))
+    for key in ((1, 2, 4), (1, 3, 3), (2, 2, 3)):
+        other = make_models.noise(*key, 1000, fine=False)
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.2
