@@ -285,6 +285,19 @@ def test_tampered_zips(tmp_path: Path, change: dict[str, Any], message: str | No
         assert message in refusal(path)
 
 
+@pytest.mark.parametrize(("field", "value"), [(10, 8), (8, 1)])
+def test_members_that_only_claim_to_be_compressed_or_encrypted(
+    tmp_path: Path, field: int, value: int
+) -> None:
+    path = tmp_path / "x.bin"
+    torch.save({"w": torch.ones(2, 3)}, path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + field] = value
+    path.write_bytes(content)
+    assert "compressed or encrypted member" in refusal(path)
+
+
 @pytest.mark.parametrize("form", [{}, LEGACY])
 def test_truncated_torch_files(tmp_path: Path, form: dict[str, Any]) -> None:
     path = tmp_path / "x.bin"

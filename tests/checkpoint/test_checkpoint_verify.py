@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from ckpt_tools import content_of, example_layout, example_specs, raw_file
 
 from smelt.arch import check_agreement
-from smelt.checkpoint import CheckpointWriter, tensor_digest, verify_directory
+from smelt.checkpoint import CheckpointWriter, digest, tensor_digest, verify, verify_directory
 from smelt.core.errors import CheckpointError, VerificationError
 from smelt.core.types import TensorSpec
 
@@ -180,16 +181,28 @@ def test_surplus_layers_and_heads_are_odd(tmp_path: Path) -> None:
     ]
 
 
-def test_an_interrupt_stops_the_scan_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smelt.checkpoint import verify
-
-    monkeypatch.setattr(verify, "CHUNK", 128 * 1024)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_an_interrupt_stops_the_scan_at_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(verify, "CHUNK", 2 * 1024)
+    monkeypatch.setattr(digest, "PIECE", 2 * 1024)
     read: list[int] = []
 
     def progress(count: int) -> None:
         read.append(count)
-        raise KeyboardInterrupt
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        time.sleep(0.002)
 
     with pytest.raises(KeyboardInterrupt):
-        verify_directory(model, threads=1, on_progress=progress)
-    assert len(read) == 1 and threading.active_count() == 1
+        verify_directory(model, threads=threads, on_progress=progress)
+    assert len(read) < 5 + 2 * threads and threading.active_count() == 1
+
+
+def test_positions_count_from_the_start_of_the_tensor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "CHUNK", 128 * 1024)
+    for element in (33_000, 33_100):
+        damage(model, "model.layers.0.up.weight", 4 * element + 3, 0xFF)
+        damage(model, "model.layers.0.up.weight", 4 * element + 2, 0xFF)
+    assert "2 of 33153 values are NaN or Inf, the first at element 33000" in problems(model, digests={})[0]

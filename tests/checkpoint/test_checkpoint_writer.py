@@ -107,6 +107,15 @@ def test_missing_and_repeated_writes_never_become_an_output(tmp_path: Path) -> N
         assert left_over(tmp_path) == []
 
 
+def test_coverage_is_asked_for_even_with_a_check_of_ones_own(tmp_path: Path) -> None:
+    with (
+        pytest.raises(VerificationError, match="were not written"),
+        CheckpointWriter(tmp_path / "o", example_layout()) as w,
+    ):
+        w.commit(lambda path: None)
+    assert left_over(tmp_path) == []
+
+
 def _twice(writer: CheckpointWriter) -> None:
     for _ in range(2):
         writer.write("model.norm.weight", 0, content_of(example_specs()[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from smelt.core.types import ITEMSIZE, TensorMeta
 
 MAX_HEADER = 100_000_000
 _MAX_DIMS = 64
+_LIMIT = 2**63
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 
 
 def read_header(path: Path, fd: int, problems: Problems) -> tuple[dict[str, str], list[TensorMeta]]:
@@ -25,15 +28,17 @@ def read_header(path: Path, fd: int, problems: Problems) -> tuple[dict[str, str]
         return {}, []
     metadata = _metadata(header.pop("__metadata__", None), path, problems)
     start = 8 + len(raw)
-    metas = []
+    spans = []
     for name, entry in header.items():
-        meta = _entry(name, entry, start, path, problems)
-        if meta is not None:
-            metas.append(meta)
-    metas.sort(key=lambda meta: (meta.offset, meta.nbytes))
-    if len(metas) == len(header):
-        _check_coverage(metas, start, size, path, problems)
-    return metadata, metas
+        meta = _sound_entry(name, entry, start, path)
+        if meta is None:
+            _diagnose(name, entry, path, problems)
+        else:
+            spans.append((meta.offset, start + entry["data_offsets"][1], meta))
+    spans.sort(key=itemgetter(0, 1))
+    if len(spans) == len(header):
+        _check_coverage(spans, start, size, path, problems)
+    return metadata, [meta for _, _, meta in spans]
 
 
 def _header_bytes(path: Path, fd: int, size: int, problems: Problems) -> bytes | None:
@@ -77,26 +82,40 @@ def _metadata(value: Any, path: Path, problems: Problems) -> dict[str, str]:
     return {}
 
 
-def _entry(name: str, entry: Any, start: int, path: Path, problems: Problems) -> TensorMeta | None:
-    """One tensor of the header, or None with the reason noted."""
+def _sound_entry(name: str, entry: Any, start: int, path: Path) -> TensorMeta | None:
+    """One tensor of the header, or None when anything about it is wrong. Headers hold 100 000 of these."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        need = ITEMSIZE[dtype]
+        for length in shape:
+            if type(length) is not int or not 0 <= length < _LIMIT:
+                return None
+            need *= length
+        plain = type(begin) is type(end) is int and type(shape) is list and len(shape) <= _MAX_DIMS
+        if plain and begin >= 0 and end - begin == need and end < _LIMIT:
+            return TensorMeta(name, dtype, tuple(shape), path, start + begin)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return None
+
+
+def _diagnose(name: str, entry: Any, path: Path, problems: Problems) -> None:
+    """Say what is wrong with a header entry that is not sound."""
     fault = _entry_fault(entry)
-    if fault is not None:
-        problems.add(fault[0], path, name, expected=fault[1], fix=fault[2])
-        return None
-    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    need = prod(shape) * ITEMSIZE[dtype]
-    if end - begin != need:
-        what = f"spans {end - begin} bytes"
-        problems.add(what, path, name, expected=f"{need} for {dtype} of shape {list(shape)}")
-        return None
-    return TensorMeta(name, dtype, shape, path, start + begin)
+    if fault is None:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        expected = f"{prod(shape) * ITEMSIZE[dtype]} for {dtype} of shape {shape}"
+        fault = f"spans {end - begin} bytes", expected, ""
+    problems.add(fault[0], path, name, expected=fault[1], fix=fault[2])
 
 
 def _entry_fault(entry: Any) -> tuple[str, str, str] | None:
-    """What is wrong with the fields of a header entry: what, expected, advice."""
+    """What is wrong with the fields of a header entry by themselves: what, expected, advice."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return "header entry is incomplete", "dtype, shape and data_offsets", ""
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype in _PACKED:
+        return f"dtype {dtype} packs several values into a byte, which is not read here", "", ""
     if not isinstance(dtype, str) or dtype not in ITEMSIZE:
         return f"unknown dtype {dtype!r:.40}", "", did_you_mean(str(dtype)[:40], list(ITEMSIZE))
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(_is_count(n) for n in shape):
@@ -109,22 +128,23 @@ def _entry_fault(entry: Any) -> tuple[str, str, str] | None:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < _LIMIT
 
 
-def _check_coverage(metas: list[TensorMeta], start: int, size: int, path: Path, problems: Problems) -> None:
+def _check_coverage(
+    spans: list[tuple[int, int, TensorMeta]], start: int, size: int, path: Path, problems: Problems
+) -> None:
     """Tensors must tile the data part of the file: no overlap, no hole, no byte beyond."""
     reached, before = start, ""
-    for meta in metas:
-        if meta.offset < reached:
-            what = f"overlaps {before!r:.120} by {reached - meta.offset} bytes"
-            problems.add(what, path, meta.name)
-        elif meta.offset > reached:
-            problems.add(f"a hole of {meta.offset - reached} bytes stands before it", path, meta.name)
-        reached = max(reached, meta.offset + meta.nbytes)
+    for begin, end, meta in spans:
+        if begin < reached:
+            problems.add(f"overlaps {before!r:.120} by {reached - begin} bytes", path, meta.name)
+        elif begin > reached:
+            problems.add(f"a hole of {begin - reached} bytes stands before it", path, meta.name)
+        reached = max(reached, end)
         before = meta.name
     if reached > size:
-        lost = [meta.name for meta in metas if meta.offset + meta.nbytes > size]
+        lost = [meta.name for _, end, meta in spans if end > size]
         what = f"the file ends at byte {size}, {reached - size} bytes early ({len(lost)} tensors incomplete)"
         problems.add(what, path, lost[0], fix="the file is truncated; fetch it again")
     elif reached < size:

@@ -154,22 +154,28 @@ class _Scan:
         return self.errors + bad
 
     def _work(self) -> None:
+        buffer = memoryview(bytearray(CHUNK))
+        try:
+            while not self._stopped and (number := next(self._next)) < len(self._chunks):
+                self._check_chunk(*self._chunks[number], buffer)
+        except BaseException:
+            self._stopped = True
+            raise
+
+    def _check_chunk(self, meta: TensorMeta, start: int, buffer: memoryview) -> None:
         from smelt.checkpoint.finite import has_nonfinite
 
-        buffer = memoryview(bytearray(CHUNK))
-        while not self._stopped and (number := next(self._next)) < len(self._chunks):
-            meta, start = self._chunks[number]
-            view = buffer[: min(CHUNK, meta.nbytes - start)]
-            try:
-                self.checkpoint.read_into(meta, start, view)
-            except (CheckpointError, OSError) as error:
-                self._note_error(meta, error)
-                continue
-            self.digests[meta.name].add(start, view)
-            if has_nonfinite(view, meta.dtype):
-                self._note_nonfinite(meta, start, view)
-            if self.on_progress is not None:
-                self.on_progress(len(view))
+        view = buffer[: min(CHUNK, meta.nbytes - start)]
+        try:
+            self.checkpoint.read_into(meta, start, view)
+        except (CheckpointError, OSError) as error:
+            self._note_error(meta, error)
+            return
+        self.digests[meta.name].add(start, view)
+        if has_nonfinite(view, meta.dtype):
+            self._note_nonfinite(meta, start, view)
+        if self.on_progress is not None:
+            self.on_progress(len(view))
 
     def _note_error(self, meta: TensorMeta, error: Exception) -> None:
         with self._lock:
