@@ -32,6 +32,7 @@ op="logits"|"logprobs"|"probs"|"proxy"|"contrastive")``.
 from __future__ import annotations
 
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from smelt.latent.config import LatentMergedConfig
 from smelt.latent.ensemble import EnsembleConfig, EnsembleForCausalLM, LogitMix
@@ -43,6 +44,8 @@ AutoConfig.register("latent_merged", LatentMergedConfig, exist_ok=True)
 AutoModelForCausalLM.register(LatentMergedConfig, LatentMergedForCausalLM, exist_ok=True)
 AutoConfig.register("latent_ensemble", EnsembleConfig, exist_ok=True)
 AutoModelForCausalLM.register(EnsembleConfig, EnsembleForCausalLM, exist_ok=True)
+for _kind in (LatentMergedForCausalLM, EnsembleForCausalLM):  # what pipelines and lm-eval recognise by name
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_kind.config_class.model_type] = _kind.__name__
 
 __all__ = [
     "EnsembleConfig",

@@ -216,6 +216,6 @@ def load_ensemble(cls: Any, name: Any, **kwargs: Any) -> Any:
     folder = Path(name) if Path(name).is_dir() else _download(str(name), kwargs.get("revision"))
     recipe = json.loads((folder / "config.json").read_text())["recipe"]
     schedule = Schedule(**recipe["schedule"]) if recipe.get("schedule") else None
-    options = {key: kwargs[key] for key in ("dtype", "attn_implementation") if kwargs.get(key)}
+    options = {key: kwargs[key] for key in ("dtype", "attn_implementation", "device_map") if kwargs.get(key)}
     return cls.from_models(recipe["models"], recipe["op"], recipe["weights"], tau=recipe.get("tau", 0.1),
                            schedule=schedule, folder=folder, **options)  # fmt: skip
