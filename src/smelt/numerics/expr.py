@@ -28,6 +28,7 @@ Kind = Literal["num", "wide", "bool"]  # num: the accumulation dtype; wide: floa
 Number = Union["Sym", float, int, bool, np.number]
 Instruction = tuple[Any, ...]
 
+LEAVES = frozenset({"input", "const", "row", "col", "uniform", "index"})
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -298,12 +299,24 @@ class Program:
 
         Such a formula often lands right between two bf16 numbers, where float32 cannot tell the side.
         """
-        scaled = [constant * 25200.0 for constant in self.consts]
-        return (
-            not self.rows
-            and not self.cols
-            and all(abs(value - round(value)) < 1e-6 for value in scaled if isfinite(value))
-        )
+        scaled = [value * 25200.0 for value in self._factors()]
+        return not self.rows and not self.cols and all(abs(value - round(value)) < 1e-6 for value in scaled)
+
+    def _factors(self) -> list[float]:
+        """Constants that numbers are made of, not only compared with."""
+        todo, seen = list(self.outputs), set(self.outputs)
+        found = []
+        while todo:
+            op, *args = self.code[todo.pop()]
+            if op == "const":
+                found.append(self.consts[args[0]])
+            elif op not in LEAVES and op not in COMPARISONS:
+                fresh = {
+                    argument for argument in (args[1:] if op == "where" else args) if argument not in seen
+                }
+                seen |= fresh
+                todo += fresh
+        return [value for value in found if isfinite(value)]
 
     @property
     def by_row(self) -> bool:

@@ -1,0 +1,23 @@
+"""What all tests share: one folder of compiled kernels, one torch thread, small checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels compile once for all workers and all runs; their names change with their source."""
+    if "SMELT_CACHE" not in os.environ:
+        os.environ["SMELT_CACHE"] = str(config.cache.mkdir("smelt"))  # type: ignore[union-attr]
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """Two cores are shared by all workers."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    yield
