@@ -110,8 +110,8 @@ class Chat:
             name, _, rest = line.strip().removeprefix("/").partition(" ")
             command = COMMANDS.get(name) or COMMANDS.get(ALIASES.get(name, ""))
             if command is None:
-                advice = did_you_mean(name, list(COMMANDS))
-                raise LatentError(f"no command /{name}", fix=f"{advice.rstrip('?')}; /help lists all")
+                advice = did_you_mean(f"/{name}", [f"/{known}" for known in COMMANDS])
+                raise LatentError(f"no command /{name}", fix=advice)
             return command.act(self, rest.strip()) is not STOP
         except SmeltError as error:
             for problem in error.problems:

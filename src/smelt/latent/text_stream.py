@@ -35,9 +35,19 @@ class TextStream:
             piece += text[self._sent :]
             self._sent = len(text)
         if len(self._window) >= WINDOW and self._sent >= len(text):
-            self._window = self._window[-OVERLAP:]
-            self._sent = len(self._decode())
+            self._move_on(text)
         return piece
+
+    def _move_on(self, text: str) -> None:
+        """Forget old tokens, up to a place where a character begins: half a one would spoil the rest."""
+        for kept in range(OVERLAP, 2 * OVERLAP):
+            tail = self._decode(kept)
+            if UNKNOWN not in tail and text.endswith(tail):
+                self._window, self._sent = self._window[-kept:], len(tail)
+                return
+        if len(self._window) >= LONGEST:
+            self._sent = len(self._decode(OVERLAP))
+            self._window = self._window[-OVERLAP:]
 
     def flush(self) -> str:
         """What is left when no more tokens come: bytes that never became a character."""
@@ -45,9 +55,9 @@ class TextStream:
         self._sent += len(piece)
         return piece
 
-    def _decode(self) -> str:
+    def _decode(self, last: int = 0) -> str:
         return self._tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._window[-last:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 
