@@ -18,6 +18,7 @@ from smelt.core.errors import EvaluationError
 from smelt.evaluate.client import Endpoint, Failure, JudgeClient, Kind, Reply, RequestParams, retry_after
 from smelt.evaluate.costs import estimate_cost, tokenizer_counter
 from smelt.evaluate.journal import Journal, load_records
+from smelt.evaluate.outcomes import collect
 from smelt.evaluate.prompts import TEMPLATES, clean_answer, get_template, make_fence, render, strip_echo
 from smelt.evaluate.responses import Pair
 from smelt.evaluate.runner import Limits, pending, plan_asks, run_asks
@@ -146,6 +147,17 @@ def test_long_answers_lose_their_middle_and_say_so() -> None:
     assert (found.length, found.cut) == (180, 90)
     exact = clean_answer("x" * 90, "q", 90)
     assert (exact.cut, exact.text) == (0, "x" * 90)
+
+
+def test_what_was_done_to_the_answers_is_noted_for_each_order() -> None:
+    pair = Pair("1", "Q?", "Q?\n" + "a" * 50 + "<|im_end|>", "b" * 20)
+    first, second = plan_asks([pair], make_judge("m", max_chars=30))
+    assert (first.notes["length_first"], first.notes["length_second"]) == (61, 20)
+    assert (first.notes["cut_first"], first.notes["cut_second"]) == (31, 0)
+    assert (second.notes["cut_first"], second.notes["cut_second"]) == (0, 31)
+    assert first.notes["echo_removed"] is True and first.notes["control_marks"] == 1
+    (found,) = collect([pair], make_judge("m", max_chars=30), {})
+    assert (found.shortened, found.length_a, found.length_b) == (1, 61, 20)
 
 
 def test_chat_control_marks_are_broken_up() -> None:

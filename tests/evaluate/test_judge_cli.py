@@ -50,7 +50,7 @@ def test_a_report_shows_everything_and_that_the_judge_is_unmeasured(
     for part in (
         "# alpha against beta", "**not measured** (run `smelt latent judge-bench --judge-model tiny`)",
         "**win rate**", "n = 12", "at equal length", "sign test p", "invalid", "chose the first shown",
-        "same verdict in both orders", "smallest effect", "| sums | 4 |", "p (Holm)",
+        "same verdict in both orders", "smallest effect", "| sums | 4 |", "p (Holm)", "shortened for the judge | 0 of 24 |",
         "prefers, not which one is right",
     ):  # fmt: skip
         assert part in page, part
@@ -98,7 +98,9 @@ def test_a_bench_report_of_another_judge_or_template_does_not_pass_unseen(
     ):
         call(*words)
     report["settings"] |= {"judge": "tiny", "template": "arena", "template_hash": "other"}
+    report["result"]["accuracy"] |= {"value": 0.123, "low": 0.05, "high": 0.25}
     path.write_text(json.dumps(report))
+    assert "**12.3 % [5.0, 25.0]**" in call(*words).stdout
     assert "measured with template arena, not the one used here" in call(*words).stdout
     with pytest.raises(EvaluationError, match="not a judge-bench report"):
         call(*words[:-1], tmp_path / "ab.report.json")

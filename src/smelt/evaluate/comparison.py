@@ -45,6 +45,7 @@ class Comparison:
     length_controlled: Estimate
     mean_length_difference: float | None  # characters, A - B
     longer_won: Estimate  # share of decided questions that the longer answer won
+    shortened: int  # answers of which the judge did not see the middle
     conduct: Conduct
     single_order: dict[str, dict[str, float]]
     sources: tuple[SourceRow, ...]
@@ -83,6 +84,7 @@ def compare_outcomes(outcomes: Sequence[Outcome], *, draws: int = 4000, seed: in
         ),
         mean_length_difference=fmean(o.length_a - o.length_b for o in scored) if scored else None,
         longer_won=_longer_won(scored),
+        shortened=sum(outcome.shortened for outcome in outcomes),
         conduct=conduct(outcomes),
         single_order={name: _single_order(outcomes, name) for name in ("A_first", "B_first")},
         sources=_sources(scored),

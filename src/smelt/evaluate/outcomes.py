@@ -34,6 +34,7 @@ class Outcome:
     label: str | None = None
     invalid: tuple[str, ...] = ()  # why an order has no verdict, for replies that gave none
     masses: tuple[float, ...] = ()  # logprob mode: probability on the allowed letters
+    shortened: int = 0  # how many of the two answers were cut for the judge
 
     @property
     def score(self) -> float | None:
@@ -80,6 +81,7 @@ def _outcome(
         label=pair.label,
         invalid=tuple(record["invalid"] for record in records if record and record["invalid"]),
         masses=tuple(record["mass"] for record in records if record and record.get("mass") is not None),
+        shortened=sum(asks[0].notes[name] > 0 for name in ("cut_first", "cut_second")),
     )
 
 

@@ -124,6 +124,7 @@ def comparison_lines(name: str, other: str, comparison: Comparison) -> list[str]
             ("pairs", ", ".join(f"{count} {state}" for state, count in sorted(c.states.items()))),
             ("length difference", _characters(c.mean_length_difference)),
             ("decided for the longer answer", percent(c.longer_won)),
+            ("answers shortened for the judge", f"{c.shortened} of {2 * c.pairs}"),
             ("smallest effect this n shows (80 % power)", _points(c.detectable)),
             *conduct_rows(c.conduct),
         ],
