@@ -87,6 +87,26 @@ def test_gaps_and_overlaps_of_writes_are_named() -> None:
     assert WriteLog(0).gap() == ""
 
 
+def test_a_write_log_stays_small_and_still_sees_overlaps() -> None:
+    log = WriteLog(100_000)
+    for number in range(5000):  # two threads, each with a half of its own
+        for start in (10 * number, 50_000 + 10 * number):
+            log.add(start, memoryview(bytes(10)))
+    assert log.gap() == "" and len(log.spans) <= 258
+    log.add(500, memoryview(bytes(3)))
+    assert log.gap() == "byte 500 twice"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scattered_writes_are_joined_in_the_end(seed: int) -> None:
+    order = list(range(10_000))
+    random.Random(seed).shuffle(order)
+    log = WriteLog(10_000)
+    for number in order:
+        log.add(number, memoryview(b"x"))
+    assert log.gap() == ""
+
+
 FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 

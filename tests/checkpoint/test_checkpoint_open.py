@@ -64,6 +64,12 @@ def test_what_transformers_would_load_is_chosen_and_said(tmp_path: Path) -> None
     }
 
 
+def test_a_models_own_torch_file_comes_before_an_adapter_beside_it(tmp_path: Path) -> None:
+    save(tmp_path / "adapter_model.safetensors", {"lora": ONES})
+    save(tmp_path / "pytorch_model.bin", {"model": ONES})
+    assert list(open_checkpoint(tmp_path).tensors) == ["model"]
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -78,6 +78,14 @@ def test_digests_may_be_given_and_are_then_exhaustive(model: Path) -> None:
     assert problems(model, digests={}) == []
 
 
+def test_cold_verification_asks_the_disk(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = verify.os.posix_fadvise
+    monkeypatch.setattr(verify.os, "posix_fadvise", lambda *hint: asked.append(hint[3]) or real(*hint))
+    assert verify_directory(model).ok and asked == []
+    assert verify_directory(model, cold=True).ok and asked == [verify.os.POSIX_FADV_DONTNEED] * 2
+
+
 def test_names_shapes_and_dtypes_against_the_plan(model: Path) -> None:
     specs = [
         *example_specs()[:-2],

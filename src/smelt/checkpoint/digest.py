@@ -6,6 +6,7 @@ consecutive pieces of 128 KiB; the last piece may be shorter. It depends on the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from smelt.checkpoint.files import as_bytes
 
 #: bytes in a piece
 PIECE = 128 * 1024
+_MANY_SPANS = 256
+_JOINING = threading.Lock()
 
 
 class TensorDigest:
@@ -90,12 +93,13 @@ class WriteLog:
     record (start, length, xxh3_64) and read again on its own.
     """
 
-    __slots__ = ("digest", "loose", "spans")
+    __slots__ = ("digest", "limit", "loose", "spans")
 
     def __init__(self, nbytes: int) -> None:
         self.digest = TensorDigest(nbytes)
         self.loose: list[tuple[int, int, bytes]] = []
         self.spans: list[tuple[int, int]] = []
+        self.limit = _MANY_SPANS
 
     def add(self, start: int, view: memoryview) -> None:
         """Record a write of ``view`` at ``start``."""
@@ -109,6 +113,21 @@ class WriteLog:
             self.digest.add(first, view[first - start : last - start])
             self._add_loose(last, view[last - start :])
         self.spans.append((start, end))
+        if len(self.spans) > self.limit:
+            self._join_spans()
+
+    def _join_spans(self) -> None:
+        """Make one span of neighbours. Other threads may append meanwhile: only what was seen is replaced."""
+        with _JOINING:
+            seen = len(self.spans)
+            joined: list[tuple[int, int]] = []
+            for start, end in sorted(self.spans[:seen]):
+                if joined and joined[-1][1] == start:
+                    joined[-1] = (joined[-1][0], end)
+                else:
+                    joined.append((start, end))
+            self.spans[:seen] = joined
+            self.limit = max(_MANY_SPANS, 2 * len(joined))
 
     def _add_loose(self, start: int, view: memoryview) -> None:
         if len(view):

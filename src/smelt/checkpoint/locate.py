@@ -13,11 +13,11 @@ from smelt.checkpoint.problems import Problems, listing, shorten
 
 _STEMS = (
     ("model", ".safetensors"),
+    ("pytorch_model", ".bin"),
     ("diffusion_pytorch_model", ".safetensors"),
+    ("diffusion_pytorch_model", ".bin"),
     ("consolidated", ".safetensors"),
     ("adapter_model", ".safetensors"),
-    ("pytorch_model", ".bin"),
-    ("diffusion_pytorch_model", ".bin"),
     ("adapter_model", ".bin"),
 )
 _TORCH = {".bin", ".pt", ".pth", ".ckpt"}

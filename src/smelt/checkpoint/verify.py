@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,12 +68,14 @@ def verify_directory(
     written: Mapping[str, WriteLog] | None = None,
     allow_nonfinite: bool = False,
     agreement: Agreement | None = None,
+    cold: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Check a model directory (or one file) against what it should hold.
 
     ``expected`` fixes names, dtypes and shapes; ``digests`` (else the provenance file beside the weights)
-    fixes contents; ``written`` are a writer's records; ``agreement`` compares tensors with config.json.
+    fixes contents; ``written`` are a writer's records; ``agreement`` compares tensors with config.json;
+    ``cold`` has the bytes come from the disk itself and not from what the kernel remembers of it.
     ``on_progress`` is told of the bytes read, from any thread. A path that does not exist raises; all else
     that is wrong is in the report.
     """
@@ -85,6 +88,8 @@ def verify_directory(
     except CheckpointError as error:
         return VerifyReport(path, problems=error.problems, seconds=time.perf_counter() - began)
     with checkpoint:
+        if cold:
+            forget(checkpoint.files)
         problems = [] if expected is None else compare_specs(checkpoint.tensors, _specs(expected))
         scan = _Scan(checkpoint, on_progress)
         problems += scan.run(max(1, threads), allow_nonfinite)
@@ -96,6 +101,17 @@ def verify_directory(
         problems += wrong
     report = _summarise(checkpoint, time.perf_counter() - began)
     return replace(report, digests=found, compared=len(known), problems=tuple(problems), warnings=tuple(odd))
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Have the kernel drop what it caches of files; what is not yet on disk it writes first."""
+    for file in files:
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
 
 
 def _specs(expected: ShardLayout | Sequence[TensorSpec]) -> Iterable[TensorSpec]:

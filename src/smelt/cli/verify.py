@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smelt.cli._options import print_json
+from smelt.cli._options import AllowNonfinite, Threads, cores, print_json
 
 if TYPE_CHECKING:
     from smelt.checkpoint import VerifyReport
@@ -20,8 +20,11 @@ def COMMAND(
         Path, typer.Argument(help="Model directory, or one file of weights.", show_default=False)
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Files are read by this many threads.")] = 2,
-    allow_nonfinite: Annotated[bool, typer.Option(help="Accept NaN and Inf in the weights.")] = False,
+    threads: Threads = None,
+    allow_nonfinite: AllowNonfinite = False,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Read from the disk itself, not from the kernel's cache of it.")
+    ] = False,
 ) -> None:
     """Check structure, finite values, agreement with config.json, and the digests a merge recorded.
 
@@ -37,7 +40,8 @@ def COMMAND(
     with _progress(path, hidden=as_json) as advance:
         report = verify_directory(
             path,
-            threads=threads,
+            threads=threads or cores(),
+            cold=cold,
             allow_nonfinite=allow_nonfinite,
             agreement=check_agreement,
             on_progress=advance,
