@@ -11,8 +11,9 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Kernels compile once for all workers and all runs; their names change with their source."""
-    if "SMELT_CACHE" not in os.environ:
-        os.environ["SMELT_CACHE"] = str(config.cache.mkdir("smelt"))  # type: ignore[union-attr]
+    cache = getattr(config, "cache", None)
+    if "SMELT_CACHE" not in os.environ and cache is not None:
+        os.environ["SMELT_CACHE"] = str(cache.mkdir("smelt"))
 
 
 @pytest.fixture(autouse=True)
