@@ -269,15 +269,15 @@ def test_constructing_a_recipe_by_hand_needs_one_form() -> None:
         Recipe(merge_method="linear")
 
 
-def test_importing_recipes_is_quick_and_pulls_in_no_numerics() -> None:
+def test_importing_recipes_costs_little_more_than_pydantic_and_pulls_in_no_numerics() -> None:
+    """pydantic takes 0.09 s of a budget of 0.15 s on a quiet machine; a ratio holds on a busy one, too."""
     code = (
-        "import sys, time; start = time.process_time()\n"
-        "import smelt.recipe; print(time.process_time() - start)\n"
+        "import sys, time; start = time.process_time(); import yaml\n"
+        "from pydantic import BaseModel, BeforeValidator, InstanceOf; pydantic = time.process_time()\n"
+        "import smelt.recipe; print((time.process_time() - pydantic) / (pydantic - start))\n"
         "print([name for name in ('torch', 'numpy', 'numba', 'transformers', 'rich') if name in sys.modules])"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(5)
-    ]
-    assert min(float(run.stdout.split()[0]) for run in runs) < 0.15
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]
+    assert min(float(run.stdout.split()[0]) for run in runs) < 0.9
     assert {run.stdout.split("\n")[1] for run in runs} == {"[]"}
