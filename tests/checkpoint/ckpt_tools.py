@@ -1,4 +1,4 @@
-"""Builds safetensors files by hand, sound and broken, and reads checkpoints back whole."""
+"""Builds safetensors files by hand, sound and broken; writes and reads whole checkpoints of known content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smelt.checkpoint import Checkpoint, plan_shards
+from smelt.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint, plan_shards
 from smelt.core.types import TensorSpec
 
 
@@ -81,3 +81,30 @@ def content_of(spec: TensorSpec, seed: int = 0) -> bytes:
     """Finite values for a tensor: every byte below 0x3c, so that no exponent is all ones."""
     rng = np.random.default_rng([seed, *spec.name.encode()])
     return rng.integers(0, 0x3C, spec.nbytes, dtype=np.uint8).tobytes()
+
+
+def write_all(writer: CheckpointWriter, *, seed: int = 0, block: int = 100_001) -> None:
+    """Write every example tensor in blocks."""
+    for spec in example_specs():
+        content = content_of(spec, seed)
+        for start in range(0, len(content), block):
+            writer.write(spec.name, start, content[start : start + block])
+
+
+def make(target: Path, *, seed: int = 0, overwrite: bool = False, shard_size: int = 0) -> None:
+    """A finished checkpoint of the example tensors."""
+    with CheckpointWriter(target, example_layout(shard_size), overwrite=overwrite) as writer:
+        write_all(writer, seed=seed)
+        writer.add_json("config.json", {"seed": seed})
+        writer.commit()
+
+
+def is_complete(target: Path, seed: int = 0) -> bool:
+    """Whether the target holds the example tensors of a seed."""
+    with open_checkpoint(target) as checkpoint:
+        return read_all(checkpoint) == {spec.name: content_of(spec, seed) for spec in example_specs()}
+
+
+def left_over(folder: Path) -> list[str]:
+    """Names in a folder."""
+    return sorted(path.name for path in folder.iterdir())

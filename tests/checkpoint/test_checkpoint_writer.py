@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -13,38 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from ckpt_tools import content_of, example_layout, example_specs, read_all
+from ckpt_tools import content_of, example_layout, example_specs, is_complete, left_over, make, write_all
 
-from smelt.checkpoint import CheckpointWriter, check_space, open_checkpoint, verify_directory
+from smelt.checkpoint import CheckpointWriter, check_space, verify_directory
 from smelt.checkpoint import workdir as workdir_module
 from smelt.checkpoint import writer as writer_module
 from smelt.core.errors import OutputError, VerificationError
-
-
-def write_all(writer: CheckpointWriter, *, seed: int = 0, block: int = 100_001) -> None:
-    """Write every example tensor in blocks."""
-    for spec in example_specs():
-        content = content_of(spec, seed)
-        for start in range(0, len(content), block):
-            writer.write(spec.name, start, content[start : start + block])
-
-
-def make(target: Path, *, seed: int = 0, overwrite: bool = False, shard_size: int = 0) -> None:
-    """A finished checkpoint of the example tensors."""
-    with CheckpointWriter(target, example_layout(shard_size), overwrite=overwrite) as writer:
-        write_all(writer, seed=seed)
-        writer.add_json("config.json", {"seed": seed})
-        writer.commit()
-
-
-def is_complete(target: Path, seed: int = 0) -> bool:
-    """Whether the target holds the example tensors of a seed."""
-    with open_checkpoint(target) as checkpoint:
-        return read_all(checkpoint) == {spec.name: content_of(spec, seed) for spec in example_specs()}
-
-
-def left_over(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("shard_size", [0, 100_000])
@@ -310,7 +283,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
-        "from test_checkpoint_writer import make; from pathlib import Path;"
+        "from ckpt_tools import make; from pathlib import Path;"
         f"make(Path({str(tmp_path / 'out')!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -350,62 +323,3 @@ def test_writeback_hints_reach_the_kernel(tmp_path: Path, monkeypatch: pytest.Mo
             time.sleep(0.01)
         writer.commit()
     assert seen and threading.active_count() == 1
-
-
-# -- interruptions
-
-_CHILD = """
-import sys
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from test_checkpoint_writer import make
-print("ready", flush=True)
-for seed in range(1, 1000):
-    make(Path({target!r}), seed=seed, overwrite=True)
-    print(seed, flush=True)
-"""
-
-
-def test_killed_at_any_moment_the_target_is_complete_or_absent(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    rng = random.Random(5)
-    seen = set()
-    for round_ in range(12):
-        code = _CHILD.format(here=str(Path(__file__).parent), target=str(target))
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 0.12))
-        child.send_signal(signal.SIGKILL)
-        child.stdout.close()
-        child.wait()
-        if not target.exists():
-            seen.add("absent")
-            continue
-        with open_checkpoint(target) as checkpoint:
-            seed = int(checkpoint.config["seed"])
-        assert is_complete(target, seed), f"round {round_} left a broken output of seed {seed}"
-        seen.add("complete")
-    assert "complete" in seen
-    make(target, seed=77, overwrite=True)
-    assert is_complete(target, 77) and left_over(tmp_path) == ["out"]
-
-
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    code = f"""
-import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from test_checkpoint_writer import CheckpointWriter, example_layout, write_all
-with CheckpointWriter(Path({str(tmp_path / "out")!r}), example_layout()) as writer:
-    write_all(writer)
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    assert left_over(tmp_path) == [".out.smelt-work"]
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
-    assert "KeyboardInterrupt" in errors and left_over(tmp_path) == []
