@@ -81,9 +81,9 @@ def test_the_first_python_block_of_the_readme_runs(example_folder: Path, tmp_pat
 
 
 def test_commands_in_the_readme_exist() -> None:
-    from smelt.cli import build_app
-
     import typer.main
+
+    from smelt.cli import build_app
 
     known = set(typer.main.get_command(build_app()).commands)  # type: ignore[attr-defined]
     used = set(re.findall(r"^smelt ([a-z-]+)", "\n".join(blocks(README, "bash")), re.MULTILINE))

@@ -28,7 +28,7 @@ def COMMAND(
     recipe: Annotated[Path, typer.Argument(help="Recipe in YAML (mergekit's dialect).", show_default=False)],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every output tensor and where it comes from.")] = False,
     explain: Annotated[
-        str | None, typer.Option(metavar="TENSOR", help="Effective parameters and coefficients of one tensor.", show_default=False)
+        str | None, typer.Option(metavar="TENSOR", help="Parameters and coefficients of one tensor.", show_default=False)
     ] = None,
     threads: Threads = None, max_ram: MaxRam = None, device: Device = "cpu", shard_size: ShardSize = "5GB",
     block_size: BlockSize = None, seed: Seed = 0, missing: Missing = "error", json: Json = False,

@@ -16,7 +16,9 @@ from smelt.engine.configure import build_config
 from smelt.engine.jobs import Draft, Job, Part, as_metas
 from smelt.engine.members import Member, Members
 from smelt.engine.outline import Outliner, Row, Seat
+from smelt.engine.run import start_measuring
 from smelt.numerics.expr import Sym
+from smelt.numerics.stats import TensorInfo
 from smelt.recipe import Recipe, resolve
 
 #: problems of one kind that are listed in full
@@ -253,15 +255,22 @@ class JobMaker:
         return True
 
     def _traces(self, row: Row, base: Any, models: Sequence[Any], params: dict[str, Any]) -> bool:
-        """Run the formula of methods without statistics once per set of parameters, to meet its own refusals now."""
+        """Trace the formula, or the first request for statistics, once per set of parameters, to meet the method's
+        own refusals now."""
         key = (len(models), repr(params))
-        if self.spec.measure is not None or key in self._checked:
+        if key in self._checked:
             return True
         self._checked.add(key)
         symbols = [Sym.input(position) for position in range(len(models) + 1)]
         try:
             with np.errstate(all="ignore"):
-                self.spec.combine(symbols[0] if base else None, symbols[1:], None, **params)
+                inputs = symbols[0] if base else None, symbols[1:]
+                info = TensorInfo(row.name, (base or models[0])[2].spec.shape)
+                measuring = start_measuring(self.spec, *inputs, info, params)
+                if measuring is not None:
+                    next(measuring, None)
+                else:
+                    self.spec.combine(*inputs, None, **params)
         except SmeltError as error:
             for problem in error.problems:
                 self._problem(

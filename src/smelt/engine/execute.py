@@ -112,8 +112,9 @@ class Executor:
     def _run_group(self, group: Sequence[Job], crew: Crew) -> None:
         merges = [job for job in group if job.kind == "merge"]
         runs = {job.spec.name: self.build(job) for job in merges}
-        _agree_on_patterns(group, list(runs.values()))
         for level in _levels(list(runs.values())):
+            if len(group) > 1:
+                _agree_on_patterns(level)
             measure_all(level, crew)
         for job in group:
             try:
@@ -168,7 +169,7 @@ class Executor:
 
         def work(start: int, length: int, scratch: Scratch) -> None:
             buffer = scratch.bytes("copy", length)
-            part.checkpoint.read_into(part.meta, start, memoryview(buffer))
+            part.checkpoint.read_into(part.meta, start, buffer.data)
             if digest is not None:
                 digest.add(start, buffer)
             if check and self.backend.nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta.dtype):
@@ -200,9 +201,9 @@ def widest_scope(job: Job) -> str:
     return max(scopes, key=["tensor", "layer", "model"].index)
 
 
-def _agree_on_patterns(group: Sequence[Job], runs: Sequence[TensorRun]) -> None:
+def _agree_on_patterns(runs: Sequence[TensorRun]) -> None:
     """Order statistics across tensors compare bit patterns, so all must be of one width."""
-    if len(group) > 1 and len({run.acc for run in runs}) > 1:
+    if len({run.acc for run in runs}) > 1:
         for run in runs:
             run.acc = np.dtype(np.float64)
 

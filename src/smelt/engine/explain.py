@@ -29,11 +29,16 @@ def explain(plan: Plan, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tensor": name, "method": job.method, "dtype": job.spec.dtype, "shape": list(job.spec.shape),
         "inputs": list(job.labels), "layer": job.layer, "t": job.t, "note": job.note,
-        "parameters": {key.rstrip("_"): {"value": value, "set by": job.levels.get(key.rstrip("_"))} for key, value in job.params.items()},
+        "parameters": _parameters(job),
     }  # fmt: skip
     if job.kind == "merge" and job.spec.numel:
         found.update(_coefficients(plan, job))
     return found
+
+
+def _parameters(job: Job) -> dict[str, Any]:
+    named = {key.rstrip("_"): value for key, value in job.params.items()}
+    return {key: {"value": value, "set by": job.levels.get(key)} for key, value in named.items()}
 
 
 def _coefficients(plan: Plan, job: Job) -> dict[str, Any]:

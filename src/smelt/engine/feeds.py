@@ -53,7 +53,7 @@ class FileFeed:
 
     def load(self, start: int, count: int, scratch: Scratch, slot: Any) -> np.ndarray:
         buffer = scratch.bytes(slot, count * self._item)
-        self.source.read_into(self.meta, start * self._item, memoryview(buffer))
+        self.source.read_into(self.meta, start * self._item, buffer.data)
         if self._digest is not None:
             self._digest.add(start * self._item, buffer)
         raw = buffer.view(STORAGE[self.dtype])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -37,7 +38,8 @@ def measure_all(runs: Sequence[TensorRun], crew: Crew) -> None:
 
 def _advance(run: TensorRun, generator: Generator[Any, Any, Any], answer: Any, active: list[Any]) -> None:
     try:
-        requests = generator.send(answer)
+        with np.errstate(all="ignore"):  # NaN and Inf in inputs are named by the pass that writes
+            requests = generator.send(answer)
     except StopIteration as stop:
         run.stats = stop.value
     else:
@@ -54,7 +56,7 @@ def _answer(asked: list[tuple[TensorRun, list[Any]]], crew: Crew) -> list[list[A
         for place, item in enumerate(requests):
             if isinstance(item, Top):
                 groups[_group(run, at, item)].append((at, place))
-    for members in _batches(groups):
+    for members in _batches(asked, groups):
         for (at, place), cut in _tops(asked, members, crew).items():
             answers[at][place] = cut
     return answers
@@ -64,14 +66,17 @@ def _group(run: TensorRun, at: int, top: Top) -> Any:
     return {"tensor": ("tensor", at), "layer": ("layer", run.layer), "model": ("model",)}[top.scope]
 
 
-def _batches(groups: dict[Any, list[tuple[int, int]]]) -> list[list[list[tuple[int, int]]]]:
-    """Order statistics to be found together: for each group, one list of (run, place) per request position."""
+def _batches(
+    asked: list[tuple[TensorRun, list[Any]]], groups: dict[Any, list[tuple[int, int]]]
+) -> list[list[list[tuple[int, int]]]]:
+    """Order statistics to be found together: for each group, one list of (run, place) per stream."""
     batches = []
     for members in groups.values():
-        by_place: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        by_stream: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for at, place in members:
-            by_place[place].append((at, place))
-        batches.append(list(by_place.values()))
+            stream = asked[at][1][place].stream
+            by_stream[place if stream is None else stream].append((at, place))
+        batches.append(list(by_stream.values()))
     return batches
 
 
@@ -99,6 +104,11 @@ class _Search:
     keys: list[tuple[int, int]]
     selector: Selector
 
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Where each run that takes part stands in this search."""
+        return {at: position for position, (at, _) in enumerate(self.keys)}
+
 
 def _tops(
     asked: list[tuple[TensorRun, list[Any]]], batch: list[list[tuple[int, int]]], crew: Crew
@@ -119,7 +129,10 @@ def _start_search(
     requests: list[Top] = [asked[at][1][place] for at, place in keys]
     programs = [Program.of([request.value]) for request in requests]
     count = sum(run.info.numel for run in runs)
-    keep = int(sum(request.density * run.info.numel for run, request in zip(runs, requests, strict=True)))
+    elements: dict[float, int] = defaultdict(int)
+    for run, request in zip(runs, requests, strict=True):
+        elements[request.density] += run.info.numel
+    keep = int(sum(density * number for density, number in elements.items()))
     selector = Selector(count, keep, 8 * runs[0].acc.itemsize)
     if not selector.trivial and selector.next.kind == "bracket":
         selector = Selector(count, keep, selector.bits, _sample(runs, programs, count, crew))
@@ -140,16 +153,20 @@ def _sample(runs: list[TensorRun], programs: list[Program], count: int, crew: Cr
 
 
 def _one_pass(searches: list[_Search], crew: Crew) -> None:
-    """One pass over the data for all searches at once (they are over the same tensors)."""
+    """One pass over the data for all searches at once; tensor by tensor, each for those it takes part in."""
     per_search: list[list[Any]] = [[] for _ in searches]
-    for position in range(len(searches[0].runs)):
+    runs = {at: run for search in searches for (at, _), run in zip(search.keys, search.runs, strict=True)}
+    for at in sorted(runs):
+        present = [
+            (number, search.position[at]) for number, search in enumerate(searches) if at in search.position
+        ]
 
-        def look(start: int, size: int, scratch: Any, position: int = position) -> list[Any]:
-            return [_look(search, position, start, size, scratch) for search in searches]
+        def look(start: int, size: int, scratch: Any, present: Any = present) -> list[Any]:
+            return [_look(searches[number], position, start, size, scratch) for number, position in present]
 
-        for results in crew.each_block(searches[0].runs[position].info.numel, look):
-            for bucket, result in zip(per_search, results, strict=True):
-                bucket.append(result)
+        for results in crew.each_block(runs[at].info.numel, look):
+            for (number, _), result in zip(present, results, strict=True):
+                per_search[number].append(result)
     for search, results in zip(searches, per_search, strict=True):
         taken = (
             search.selector.take_bracket

@@ -34,7 +34,8 @@ class MemorySource:
     """Arrays that look like a checkpoint to the engine."""
 
     def __init__(self, values: Mapping[str, Any], label: str) -> None:
-        self.label, self.config = label, {}
+        self.label = label
+        self.config: dict[str, Any] = {}
         self.raw: dict[str, np.ndarray] = {}
         self.tensors: dict[str, TensorMeta] = {}
         for name, value in values.items():
@@ -226,7 +227,7 @@ def load_model(plan: Plan, torch_dtype: Any = None) -> Any:
     except ImportError:
         raise MissingExtraError("transformers", "hf") from None
     architecture = (plan.config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    cls = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    cls: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
     with tempfile.TemporaryDirectory() as folder:  # configs are read from files only
         (Path(folder) / "config.json").write_text(json.dumps(plan.config))
         config = transformers.AutoConfig.from_pretrained(folder)

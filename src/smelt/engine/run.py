@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from smelt.core.errors import SmeltError
+from smelt.core.errors import MethodError, SmeltError
 from smelt.core.method import MethodSpec
 from smelt.engine.crew import Crew
 from smelt.engine.feeds import Feed, Scratch
@@ -38,12 +38,7 @@ class TensorRun:
 
     def start_measuring(self) -> Generator[Any, Any, Any] | None:
         """The method's measure generator, or None when it needs no statistics."""
-        if self.spec.measure is None:
-            return None
-        wanted = inspect.signature(self.spec.measure).parameters
-        takes_all = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in wanted.values())
-        params = {name: value for name, value in self.params.items() if takes_all or name in wanted}
-        return self.spec.measure(self.base, self.models, self.info, **params)
+        return start_measuring(self.spec, self.base, self.models, self.info, self.params)
 
     @property
     def program(self) -> Program:
@@ -62,10 +57,22 @@ class TensorRun:
 
     def block(self, program: Program, start: int, size: int, scratch: Scratch, depth: int = 0) -> Block:
         """The inputs a program reads, loaded."""
+        self._check_tables(program)
         raws: list[np.ndarray | None] = [None] * len(self.feeds)
         for position in program.inputs:
             raws[position] = self.feeds[position].load(start, size, scratch, (depth, position))
         return Block(raws, self.dtypes, size, self.grid(start))
+
+    def _check_tables(self, program: Program) -> None:
+        """Coefficients along rows or columns must be as many as the tensor has: compiled loops do not ask."""
+        grid, numel = self.grid(0), self.info.numel
+        wrong = [table.size for table in program.rows if table.size < numel // grid.row_length]
+        wrong += [table.size for table in program.cols if numel and table.size < grid.column_length]
+        if wrong:
+            raise MethodError(
+                f"{self.spec.name} gave {wrong[0]} coefficients along an axis",
+                expected=f"{numel // grid.row_length} for rows, {grid.column_length} for columns",
+            )
 
     def combine(self, start: int, size: int, scratch: Scratch, slot: Any, depth: int = 0) -> np.ndarray:
         """Elements of the result in their stored form."""
@@ -92,7 +99,7 @@ class TensorRun:
         def work(start: int, size: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
             values, rows = [], []
             for piece, settled, _ in self._pieces(program, self.block(program, start, size, scratch)):
-                cuts = piece.grid.segments(piece.count, by_row)
+                cuts = piece.grid.segments(piece.count, by_row or settled.by_row)
                 values.append(self.backend.sums(settled, piece, self.acc, cuts))
                 rows.append((piece.grid.start + cuts[:-1]) // piece.grid.row_length if by_row else cuts[:-1])
             return np.concatenate(values), np.concatenate(rows)
@@ -102,6 +109,8 @@ class TensorRun:
         if not by_row:
             return np.add.reduce(parts, axis=0)
         rows = np.concatenate([rows for _, rows in results])
+        if not rows.size:
+            return np.zeros((len(program.outputs), 0))
         firsts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
         return np.ascontiguousarray(np.add.reduceat(parts, firsts, axis=0).T)
 
@@ -112,6 +121,18 @@ class TensorRun:
             for piece, settled, _ in self._pieces(program, self.block(program, start, size, crew.scratch())):
                 self.backend.column_sums(settled, piece, self.acc, out)
         return out
+
+
+def start_measuring(
+    spec: MethodSpec, base: Sym | None, models: Sequence[Sym], info: TensorInfo, params: Mapping[str, Any]
+) -> Generator[Any, Any, Any] | None:
+    """The measure generator of a method with the parameters it takes, or None when there is none."""
+    if spec.measure is None:
+        return None
+    wanted = inspect.signature(spec.measure).parameters
+    takes_all = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in wanted.values())
+    chosen = {name: value for name, value in params.items() if takes_all or name in wanted}
+    return spec.measure(base, models, info, **chosen)
 
 
 class NestedFeed:

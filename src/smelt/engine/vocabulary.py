@@ -21,8 +21,8 @@ def check_vocabularies(recipe: Recipe, members: Members, notes: list[str]) -> li
     if recipe.chat_template is not None:
         notes.append("chat_template is checked but not applied yet: the donor's template is kept")
     asked = recipe.tokenizer_source is not None or recipe.tokenizer is not None
-    for member, vocabulary in known[1:]:
-        difference = _difference(known[0], (member, vocabulary))
+    for other in known[1:]:
+        difference = _difference(known[0], other)
         if difference and asked:
             problems.append(
                 Problem(difference, "tokenizer", "equal vocabularies: aligning different ones is not built yet",

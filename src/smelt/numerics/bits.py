@@ -10,10 +10,10 @@ from numba.extending import intrinsic
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _bitcast(argument: types.Type, result: types.Type, target: ir.Type):  # type: ignore[no-untyped-def]
+def _bitcast(argument: types.Type, result: types.Type, target: ir.Type):
     @intrinsic
-    def cast(typing_context, value):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def cast(typing_context, value):
+        def generate(context, builder, signature, arguments):
             return builder.bitcast(arguments[0], target)
 
         return result(argument), generate
@@ -27,20 +27,20 @@ from_bits32 = _bitcast(types.uint32, types.float32, ir.FloatType())
 
 
 @intrinsic
-def half_to_single(typing_context, value):  # type: ignore[no-untyped-def]
+def half_to_single(typing_context, value):
     """Stored fp16 -> float32 (the F16C instruction on x86)."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), generate
 
 
 @intrinsic
-def single_to_half(typing_context, value):  # type: ignore[no-untyped-def]
+def single_to_half(typing_context, value):
     """float32 -> stored fp16, to nearest even."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), _I16)
 
     return types.uint16(types.float32), generate
@@ -50,13 +50,13 @@ def single_to_half(typing_context, value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, inline="always")
-def bf16_to_single(raw):  # type: ignore[no-untyped-def]
+def bf16_to_single(raw):
     """Stored bf16 -> float32: the upper half of the same bits."""
     return from_bits32(np.uint32(np.uint32(raw) << np.uint32(16)))
 
 
 @njit(nogil=True, inline="always")
-def single_to_bf16(value):  # type: ignore[no-untyped-def]
+def single_to_bf16(value):
     """float32 -> stored bf16, to nearest even; NaN stays NaN."""
     bits = bits32(value)
     high = np.uint32(bits >> np.uint32(16))
@@ -67,14 +67,14 @@ def single_to_bf16(value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, inline="always")
-def _off_the_tie(value, single, back, bits):  # type: ignore[no-untyped-def]
+def _off_the_tie(value, single, back, bits):
     """The neighbouring pattern on the side of the exact value."""
     step = np.uint32(1) if abs(value) > abs(back) else np.uint32(0xFFFFFFFF)
     return from_bits32(np.uint32(bits + step))
 
 
 @njit(nogil=True, inline="always")
-def double_to_bf16(value):  # type: ignore[no-untyped-def]
+def double_to_bf16(value):
     """float64 -> stored bf16 with a single rounding: a false tie made by float32 is stepped off first."""
     single = np.float32(value)
     back = np.float64(single)
@@ -84,18 +84,18 @@ def double_to_bf16(value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, inline="always")
-def double_to_half(value):  # type: ignore[no-untyped-def]
+def double_to_half(value):
     """float64 -> stored fp16 with a single rounding (float32 rounded to odd in between)."""
     single = np.float32(value)
     back = np.float64(single)
     bits = bits32(single)
     even = (np.uint32(bits & np.uint32(1)) == np.uint32(0)) & (back != value)
     even = even & (abs(back) <= 3.4028234663852886e38)
-    return single_to_half(_off_the_tie(value, single, back, bits) if even else single)
+    return single_to_half(_off_the_tie(value, single, back, bits) if even else single)  # type: ignore[call-arg]
 
 
 @njit(nogil=True, inline="always")
-def mix32(value):  # type: ignore[no-untyped-def]
+def mix32(value):
     """One multiply-xorshift round modulo 2**32 (see ``counter``)."""
     value = np.uint32(value ^ np.uint32(value >> np.uint32(16)))
     value = np.uint32(value * np.uint32(0x7FEB352D))
@@ -105,7 +105,7 @@ def mix32(value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, inline="always")
-def uniform24(index, low_key, high_key):  # type: ignore[no-untyped-def]
+def uniform24(index, low_key, high_key):
     """24 random bits for an element index, as int32."""
     low, high = np.uint32(index), np.uint32(index >> 32)
     first = mix32(np.uint32(np.uint32(low * np.uint32(0x9E3779B1)) + low_key))

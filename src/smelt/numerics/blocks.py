@@ -63,7 +63,10 @@ class Backend(Protocol):
         """Evaluate output 0 and store it, rounded once, as ``dtype``."""
 
     def sums(self, program: Program, block: Block, acc: np.dtype, cuts: np.ndarray) -> np.ndarray:
-        """float64 sums of every output over each segment: [segments, outputs]."""
+        """float64 sums of every output over each segment: [segments, outputs].
+
+        A segment of a program with coefficients along rows or columns (``program.by_row``) lies in one row.
+        """
 
     def column_sums(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray) -> None:
         """Add every output to ``out`` [outputs, column_length], element after element."""

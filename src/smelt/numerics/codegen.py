@@ -319,10 +319,11 @@ def _columns(flavour: Flavour) -> str:
         else _places(flavour, "at")
     )
     sums = "".join(f"y{k} = out[{k}, column:]\n" for k in range(count))
+    length = "row_length" if flavour.rows else "column_length"
     return (
         "at = 0\n"
         "while at < count:\n"
-        "    stop = min(count, ((start + at) // column_length + 1) * column_length - start)\n"
+        f"    stop = min(count, ((start + at) // {length} + 1) * {length} - start)\n"
         "    column = (start + at) % column_length\n"
         + indent(
             _views(flavour, "at", "stop") + places + sums

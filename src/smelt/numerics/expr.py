@@ -95,11 +95,16 @@ class Sym:
     def __rtruediv__(self, other: Number) -> Sym:
         return self._binary("div", other, swap=True)
 
+    def _unary(self, op: str) -> Sym:
+        if self.kind == "bool":
+            raise MethodError(f"arithmetic {op!r} on a truth value", fix="use where(condition, a, b)")
+        return Sym(op, (self,), self.kind)
+
     def __neg__(self) -> Sym:
-        return Sym("neg", (self,), self.kind)
+        return self._unary("neg")
 
     def __abs__(self) -> Sym:
-        return Sym("abs", (self,), self.kind)
+        return self._unary("abs")
 
     def __lt__(self, other: Number) -> Sym:
         return self._binary("lt", other)
@@ -131,7 +136,18 @@ class Sym:
         return self._logic("or", other)
 
     def __invert__(self) -> Sym:
+        if self.kind != "bool":
+            raise MethodError("logical 'not' needs a truth value", fix="compare first")
         return Sym("not", (self,), "bool")
+
+    def __float__(self) -> float:
+        raise MethodError(
+            "a tensor's element has no value while the formula is traced",
+            fix="use the functions of smelt.numerics.expr (sqrt, sign, where, ...) instead of those of math",
+        )
+
+    def __pow__(self, other: Number) -> Sym:
+        raise MethodError("powers are not part of formulas", fix="write x * x, or sqrt(x)")
 
     def __bool__(self) -> bool:
         raise MethodError(
@@ -143,6 +159,8 @@ class Sym:
 def wide(value: Number) -> Sym:
     """The same value in float64, whatever the accumulation dtype."""
     value = Sym.lift(value)
+    if value.kind == "bool":
+        raise MethodError("a truth value is not a number", fix="use where(condition, 1.0, 0.0)")
     return value if value.kind == "wide" else Sym("wide", (value,), "wide")
 
 
@@ -151,9 +169,13 @@ def narrow(value: Sym) -> Sym:
     return value if value.kind == "num" else Sym("narrow", (value,), "num")
 
 
-def where(condition: Sym, yes: Number, no: Number) -> Sym:
-    """``yes`` where the condition holds, else ``no``."""
+def where(condition: Sym | bool, yes: Number, no: Number) -> Sym:
+    """``yes`` where the condition holds, else ``no``. A condition that is known already decides at once."""
     first, second = Sym.lift(yes), Sym.lift(no)
+    if isinstance(condition, bool | np.bool_):
+        return first if condition else second
+    if not isinstance(condition, Sym) or condition.kind != "bool":
+        raise MethodError("the condition of where(...) is not a truth value", fix="compare first: where(x > 0, a, b)")
     if first.kind != second.kind:
         first, second = wide(first), wide(second)
     return Sym("where", (condition, first, second), first.kind)
@@ -161,12 +183,12 @@ def where(condition: Sym, yes: Number, no: Number) -> Sym:
 
 def sign(value: Sym) -> Sym:
     """-1, 0 or 1."""
-    return Sym("sign", (value,), value.kind)
+    return value._unary("sign")
 
 
 def sqrt(value: Sym) -> Sym:
     """Square root."""
-    return Sym("sqrt", (value,), value.kind)
+    return value._unary("sqrt")
 
 
 def minimum(left: Number, right: Number) -> Sym:
@@ -188,12 +210,23 @@ def clip(value: Number, low: Number, high: Number) -> Sym:
 
 def along_rows(values: np.ndarray) -> Sym:
     """One number per vector of the last dimension."""
-    return Sym("row", (np.ascontiguousarray(values, np.float64).reshape(-1),), "num")
+    return _spread("row", values)
 
 
 def along_columns(values: np.ndarray) -> Sym:
     """One number per position within a slice of dimension 0."""
-    return Sym("col", (np.ascontiguousarray(values, np.float64).reshape(-1),), "num")
+    return _spread("col", values)
+
+
+def _spread(op: str, values: np.ndarray) -> Sym:
+    """A single number is a constant: a tensor of one dimension has one row, and one column."""
+    flat = np.ascontiguousarray(values, np.float64).reshape(-1)
+    return Sym.lift(float(flat[0])) if flat.size == 1 else Sym(op, (flat,), "num")
+
+
+def shifted(start: Sym, change: Sym) -> Sym:
+    """``start + change``, and ``start`` bit for bit where nothing changes: adding zero would turn -0 into 0."""
+    return where(change == 0.0, start, start + change)
 
 
 def uniform(key: int) -> Sym:

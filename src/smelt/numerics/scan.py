@@ -7,7 +7,7 @@ from numba import njit
 
 
 @njit("boolean(uint16[::1], uint16)", nogil=True, cache=True)
-def _any_masked_16(bits, mask):  # type: ignore[no-untyped-def]
+def _any_masked_16(bits, mask):
     most = np.uint16(0)
     for i in range(bits.shape[0]):  # no early exit, so that it vectorises
         most = max(most, np.uint16(bits[i] & mask))
@@ -15,7 +15,7 @@ def _any_masked_16(bits, mask):  # type: ignore[no-untyped-def]
 
 
 @njit("boolean(uint32[::1], uint32)", nogil=True, cache=True)
-def _any_masked_32(bits, mask):  # type: ignore[no-untyped-def]
+def _any_masked_32(bits, mask):
     most = np.uint32(0)
     for i in range(bits.shape[0]):
         most = max(most, np.uint32(bits[i] & mask))
@@ -23,7 +23,7 @@ def _any_masked_32(bits, mask):  # type: ignore[no-untyped-def]
 
 
 @njit("boolean(uint64[::1], uint64)", nogil=True, cache=True)
-def _any_masked_64(bits, mask):  # type: ignore[no-untyped-def]
+def _any_masked_64(bits, mask):
     most = np.uint64(0)
     for i in range(bits.shape[0]):
         most = max(most, np.uint64(bits[i] & mask))

@@ -94,12 +94,12 @@ class Selector:
         asked, above = self.next, 0
         per_block = []  # [blocks, bins]
         least = most = None
-        for more, counts, low, high in results:
+        for more, inside, low, high in results:
             above += more
-            per_block.append(counts.astype(np.uint32))
+            per_block.append(inside.astype(np.uint32))
             least = low if least is None else np.minimum(least, low)
             most = high if most is None else np.maximum(most, high)
-        counts = np.sum(per_block, axis=0, dtype=np.int64)
+        counts: np.ndarray = np.add.reduce(per_block, axis=0, dtype=np.int64)
         assert least is not None and most is not None
         if self.keep <= above:  # the sample misled: the answer is higher up
             self._next = self._bracket(asked.high + 1, (1 << self.bits) - 1)

@@ -55,9 +55,9 @@ def multislerp(gram: Array, weights: Array, eps: float) -> Array:
     Where that direction vanishes the weighted sum itself is taken.
     """
     norms = _norms(gram)
-    scaled = weights / (norms + eps)
+    scaled = np.divide(weights, norms + eps, out=np.zeros_like(norms), where=norms + eps > 0)
     length = np.sqrt(np.maximum(np.einsum("...i,...ij,...j->...", scaled, gram, scaled), 0.0))
-    flat = length < eps
+    flat = (length < eps) | (length == 0)
     factor = (weights * norms).sum(-1) / np.where(flat, 1.0, length)
     return np.where(flat[..., None], np.broadcast_to(weights, scaled.shape), scaled * factor[..., None])
 
@@ -69,9 +69,9 @@ def karcher(gram: Array, weights: Array, max_iter: int, tol: float) -> Array:
     """
     norms = _norms(gram)
     known = norms > 0
-    if not known.any():
-        return np.zeros_like(norms)
     weight = np.where(known, weights, 0.0)
+    if not weight.sum() > 0:
+        return np.zeros_like(norms)
     weight = weight / weight.sum()
     safe = np.where(known, norms, 1.0)
     cosines = gram / np.outer(safe, safe)
@@ -105,6 +105,8 @@ def _tangent(point: Array, weight: Array, cosines: Array, known: Array, tol: flo
 def stock_ratio(gram: Array, clamp: bool) -> Array:
     """How far model stock goes from the base to the mean: N c / (1 + (N-1) c), c the mean cosine of pairs."""
     count = gram.shape[-1]
+    if count == 1:  # no pair, no angle: the model itself
+        return np.ones(gram.shape[:-2])
     norms = _norms(gram)
     product = norms[..., :, None] * norms[..., None, :]
     cosines = np.clip(np.divide(gram, product, out=np.zeros_like(gram), where=product > 0), -1.0, 1.0)

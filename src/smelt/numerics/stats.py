@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from smelt.core.errors import MethodError
 from smelt.numerics.counter import stream_key
 from smelt.numerics.expr import Sym, above_cut, where, wide
 
@@ -49,11 +50,20 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """The cut that keeps int(density * n) largest of an expression that is never negative."""
+    """The cut that keeps int(density * n) largest of an expression that is never negative.
+
+    Over a layer or a model, the requests of all its tensors with the same ``stream`` (a model's position, say)
+    are one question; without one, requests at the same place of the list are.
+    """
 
     value: Sym
     density: float
     scope: Scope = "tensor"
+    stream: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.value.kind != "num":
+            raise MethodError("Top needs an expression in the accumulation dtype", fix="leave out wide(...)")
 
 
 @dataclass(frozen=True, slots=True)
