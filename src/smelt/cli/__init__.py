@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import signal
 import sys
 
 import typer
@@ -54,11 +55,18 @@ def report(error: SmeltError) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the ``smelt`` script."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         build_app()(args=argv, prog_name="smelt")
     except SmeltError as error:
         report(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == 130:
+            print("interrupted: nothing was left half-written", file=sys.stderr)
+        raise
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """A polite kill ends like Ctrl-C: work folders are removed."""
+    raise KeyboardInterrupt

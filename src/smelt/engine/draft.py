@@ -45,7 +45,7 @@ class Drafter:
         }
         if any(member is None for member in opened.values()):
             return Draft(), None
-        uses_base = recipe.base_model is not None and not (spec.base == "ignored" and spec.max_models == 1)
+        uses_base = recipe.base_model is not None and spec.base != "ignored"
         outliner = Outliner(recipe, lambda node: opened[id(node)], recipe.base_model, uses_base)  # type: ignore[arg-type,return-value]
         outline = outliner.run()
         self.problems += outline.problems

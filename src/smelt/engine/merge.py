@@ -12,6 +12,8 @@ from smelt.checkpoint import CheckpointWriter, TensorDigest
 from smelt.engine.execute import Executor, choose_backend
 from smelt.engine.plan import Plan, Settings, plan_merge
 from smelt.engine.provenance import PROVENANCE, RerunReport, compare_records, read_record, record
+from smelt.methods import REGISTRY
+from smelt.recipe import load_recipe
 
 Progress = Callable[[str, int, int, int], None]  # stage, bytes done, bytes in all, tensors done
 
@@ -108,7 +110,10 @@ def rerun(
         settings or Settings(), seed=past["settings"]["seed"], missing=past["settings"]["missing"],
         allow_nonfinite=past["settings"]["allow_nonfinite"], shard_size=past["settings"]["shard_size"],
     )  # fmt: skip
-    plan = plan_merge(past["recipe"], chosen)
+    beside = (
+        Path(directory).resolve().parent
+    )  # where relative models are looked for besides the working directory
+    plan = plan_merge(load_recipe(past["recipe"], methods=REGISTRY, base_dir=beside), chosen)
     try:
         found = {name: TensorDigest(job.spec.nbytes) for name, job in plan.jobs.items()}
         executor = Executor(

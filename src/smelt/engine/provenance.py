@@ -99,11 +99,12 @@ def compare_records(path: Path, past: Mapping[str, Any], fresh: Mapping[str, Any
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]
+    found = list(fresh["inputs"].values())  # by position: a model may have moved since
     changed = [
         f"{model}: {name}"
-        for model, tensors in past["inputs"].items()
+        for place, (model, tensors) in enumerate(past["inputs"].items())
         for name, digest in tensors.items()
-        if fresh["inputs"].get(model, {}).get(name) != digest
+        if (found[place] if place < len(found) else {}).get(name) != digest
     ]
     same = sum(old.get(name) == digest for name, digest in new.items())
     return RerunReport(
