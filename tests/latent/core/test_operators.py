@@ -36,7 +36,7 @@ def test_slerp_is_its_definition(beta) -> None:
 
 
 @pytest.mark.parametrize(
-    "theta", [1e-6, 1e-4, 9e-4, 1.1e-3, 0.01, 1.5, math.pi - 0.01, math.pi - 1e-4, math.pi]
+    "theta", [1e-6, 1e-4, 9e-4, 1.1e-3, 0.01, 0.25, 1.5, math.pi - 0.01, math.pi - 1e-4, math.pi]
 )
 @pytest.mark.parametrize("size", [1e-18, 1.0, 1e15])
 def test_slerp_at_every_angle_and_size_is_finite_and_between(theta, size) -> None:
@@ -180,6 +180,9 @@ def test_a_schedule_is_a_function_of_the_token(three) -> None:
         beta = min(max(column - 3, 0) / 4, 1.0)
         expected = (1 - beta) * seen["base"][0, column] + beta * seen["donors"][0][0, column]
         torch.testing.assert_close(seen["mixed"][0, column], expected)
+    with three.using([ramp], scope="all"), three.recording() as tape:
+        three(prompt(9), mix_start=3)
+    torch.testing.assert_close(tape[2]["mixed"][0, :4], tape[2]["base"][0, :4])
     assert Schedule("step", 0.2, 0.9, 3).at(2) == pytest.approx(0.2)
     assert Schedule("step", 0.2, 0.9, 3).at(3) == pytest.approx(0.9)
     assert Schedule("cosine", 0.0, 1.0, 4).at(2) == pytest.approx(0.5)

@@ -74,6 +74,24 @@ def test_the_base_is_untouched_after_an_exception_and_after_the_wrapper_is_gone(
 
 
 @torch.no_grad()
+def test_a_model_merged_with_itself_is_itself() -> None:
+    """The donor's layers are the base's own modules here: running them must not mix again."""
+    base, ids = tiny_causal("llama", 1), prompt(9)
+    for sites in ([Site(2, "slerp", [0.5])], [Site(1, "lerp", [0.5]), Site("last", "lerp", [0.5])]):
+        with pytest.warns(UserWarning, match="changes nothing"):
+            merged = LatentMergedForCausalLM.from_models(base, base, sites)
+        torch.testing.assert_close(merged(ids).logits, base(ids).logits, atol=1e-5, rtol=0)
+    own = LatentMergedForCausalLM.from_models(base, [base, tiny_causal("llama", 2)])
+    sites = [Site(1, "lerp", [0.0, 0.3]), Site(3, "task_vector", [0.5, 0.0])]
+    twin = LatentMergedForCausalLM.from_models(
+        tiny_causal("llama", 1), [tiny_causal("llama", 1), tiny_causal("llama", 2)]
+    )
+    with own.using(sites), twin.using(sites):
+        assert torch.equal(own(ids).logits, twin(ids).logits)
+        assert not torch.equal(twin(ids).logits, base(ids).logits)
+
+
+@torch.no_grad()
 def test_live_changes_and_their_end() -> None:
     merged = LatentMergedForCausalLM.from_models(
         tiny_causal("llama", 1), tiny_causal("llama", 2), [Site(2, "slerp", [0.5])]
