@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import latent_tiny as tiny
 import pytest
 from serve_kit import LAST_MESSAGE, LiveServer
 
+from smelt.latent import generating
+from smelt.latent.generating import Delta, Row
 from smelt.latent.recipe_choice import quick_recipe
 from smelt.latent.serving import Served, load, quiet_loading
 
@@ -18,7 +21,7 @@ from smelt.latent.serving import Served, load, quiet_loading
 @pytest.fixture(scope="session")
 def pair_dir(skilled_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``reverser`` and ``shifter``: the trained models, with a chat template that is the last message itself."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder = tmp_path_factory.mktemp("tiny", numbered=False)
     tokenizer = tiny.byte_tokenizer()
     tokenizer.chat_template = LAST_MESSAGE
     for name, title in (("r", "reverser"), ("s", "shifter")):
@@ -55,3 +58,18 @@ def client(server: LiveServer) -> Iterator[Any]:
     """OpenAI's own client, pointed at the server."""
     with server.openai() as one:
         yield one
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every token takes 20 ms; the list says how many there were."""
+    tokens: list[int] = []
+    push = Row.push
+
+    def slowly(self: Row, *args: Any) -> Delta:
+        time.sleep(0.02)
+        tokens.append(1)
+        return push(self, *args)
+
+    monkeypatch.setattr(generating.Row, "push", slowly)
+    return tokens
