@@ -153,7 +153,7 @@ def task_arithmetic(
     mixed = sum((w * (x - base) for w, x in zip(weights, models, strict=True)), np.zeros_like(base))
     total = sum(weights)
     divisor = total if normalize and abs(total) >= 1e-8 else 1.0
-    return base + scale * mixed / divisor
+    return base + scale * (mixed / divisor)  # divided first, as the formula is given
 
 
 def ties(
