@@ -83,7 +83,7 @@ def test_gaps_and_overlaps_of_writes_are_named() -> None:
     log.add(60, memoryview(bytes(40)))
     assert log.gap() == "bytes 40 to 60 were not written"
     log.add(39, memoryview(bytes(21)))
-    assert log.gap() == "byte 39 twice"
+    assert log.gap() == "byte 39 was written twice"
     assert WriteLog(0).gap() == ""
 
 
@@ -94,7 +94,7 @@ def test_a_write_log_stays_small_and_still_sees_overlaps() -> None:
             log.add(start, memoryview(bytes(10)))
     assert log.gap() == "" and len(log.spans) <= 258
     log.add(500, memoryview(bytes(3)))
-    assert log.gap() == "byte 500 twice"
+    assert log.gap() == "byte 500 was written twice"
 
 
 @pytest.mark.parametrize("seed", range(3))

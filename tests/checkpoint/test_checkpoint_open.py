@@ -57,11 +57,10 @@ def test_what_transformers_would_load_is_chosen_and_said(tmp_path: Path) -> None
     (tmp_path / "optimizer.pt").write_bytes(b"not weights")
     checkpoint = open_checkpoint(tmp_path)
     assert list(checkpoint.tensors) == ["fresh"]
-    assert {note.split()[0] for note in checkpoint.notes} == {
-        "model-00001-of-00001.safetensors",
-        "pytorch_model.bin",
-        "model.safetensors.index.json",
-    }
+    assert checkpoint.notes == [
+        "beside the weights that are read: 'model-00001-of-00001.safetensors', 'pytorch_model.bin', "
+        "'model.safetensors.index.json'"
+    ]
 
 
 def test_a_models_own_torch_file_comes_before_an_adapter_beside_it(tmp_path: Path) -> None:
@@ -293,6 +292,11 @@ def test_broken_config_is_an_error_of_its_own(tmp_path: Path, text: str) -> None
     save(tmp_path / "model.safetensors", {"a": ONES})
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
     assert "config.json" in refusal(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert "cannot be read" in refusal(tmp_path) or "too short" in refusal(tmp_path)
 
 
 def test_file_truncated_after_opening_is_named(tmp_path: Path) -> None:

@@ -160,6 +160,10 @@ def test_wrapped_state_dicts_are_unwrapped_and_the_rest_is_said(tmp_path: Path, 
             "tensors in several places, here and under 'a', 'b'",
         ),
         ({"w": torch.ones(1), "sub": {"v": torch.ones(1)}}, "tensors in several places"),
+        (
+            {"w": torch.ones(1), "model": {"v": torch.ones(1)}},
+            "tensors in several places, here and under 'model'",
+        ),
         ({"w": 1}, "holds no named tensors"),
         ([torch.ones(1)], "holds a list, not a dict of tensors"),
         (torch.ones(1), "not a dict of tensors"),
@@ -232,6 +236,13 @@ def test_hostile_and_broken_pickles(code: bytes) -> None:
 def test_huge_memo_numbers_cost_nothing() -> None:
     """The interpreter's own unpickler takes 30 GB for this one."""
     assert Machine(b"\x80\x02K\x07r\xff\xff\xff\xff0j\xff\xff\xff\xff.", 0, {}, None).load() == 7
+
+
+def test_pickles_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smelt.checkpoint.unpickle.MAX_PICKLE", 1000)
+    for code in (b"(" * 2000 + b".", b"X\xd0\x07\x00\x00" + b"a" * 2000 + b"."):
+        with pytest.raises(PickleRefused):
+            Machine(code, 0, {}, None).load()
 
 
 def test_deep_tuples_as_keys_do_not_exhaust_the_stack(tmp_path: Path) -> None:

@@ -49,7 +49,16 @@ def test_side_files_and_their_bounds(tmp_path: Path) -> None:
         writer.add_json("config.json", {"name": "ä"})
         writer.add_bytes("1_Pooling/config.json", b"{}")
         writer.add_file(source)
-        for name in ("../x", "/etc/x", "a/../../x", "model.safetensors", "", "."):
+        for name in (
+            "../x",
+            "/etc/x",
+            "a/../../x",
+            "model.safetensors",
+            "",
+            ".",
+            "model.safetensors.index.json",
+            "./model.safetensors",
+        ):
             with pytest.raises(OutputError, match="side file"):
                 writer.add_bytes(name, b"")
         writer.commit()
@@ -67,7 +76,7 @@ def test_writes_outside_a_tensor_are_refused(tmp_path: Path) -> None:
 def test_missing_and_repeated_writes_never_become_an_output(tmp_path: Path) -> None:
     for change, message in (
         (lambda w: None, "bytes 0 to 666 were not written"),
-        (lambda w: _twice(w), "byte 0 twice"),
+        (lambda w: _twice(w), "byte 0 was written twice"),
     ):
         with (
             pytest.raises(VerificationError, match=message),
@@ -228,8 +237,10 @@ def test_what_a_dead_run_left_is_cleaned(tmp_path: Path) -> None:
     (work / "out").mkdir(parents=True)
     (work / "out/model.safetensors").write_bytes(b"half")
     (work / "lock").write_text("99999999")
+    (tmp_path / ".out.smelt-work-123" / "out").mkdir(parents=True)
+    (tmp_path / ".out.smelt-work-mine").mkdir()
     make(tmp_path / "out")
-    assert is_complete(tmp_path / "out") and left_over(tmp_path) == ["out"]
+    assert is_complete(tmp_path / "out") and left_over(tmp_path) == [".out.smelt-work-mine", "out"]
 
 
 def test_a_model_moved_aside_by_a_dead_run_goes_back(tmp_path: Path) -> None:

@@ -136,19 +136,13 @@ class WriteLog:
     def gap(self) -> str:
         """What is wrong with the coverage of the tensor: '' when every byte was written exactly once."""
         reached = 0
-        for start, end in sorted(self.spans):
-            if start != reached:
-                return (
-                    f"bytes {reached} to {start} were not written"
-                    if start > reached
-                    else f"byte {start} twice"
-                )
+        for start, end in [*sorted(self.spans), (self.digest.nbytes, 0)]:
+            if start < reached:
+                return f"byte {start} was written twice"
+            if start > reached:
+                return f"bytes {reached} to {start} were not written"
             reached = end
-        return (
-            ""
-            if reached == self.digest.nbytes
-            else f"bytes {reached} to {self.digest.nbytes} were not written"
-        )
+        return ""
 
     def disagreements(self, found: TensorDigest, read: Callable[[int, int], memoryview]) -> list[str]:
         """Byte ranges that are on disk otherwise than they were written; ``read(start, length)`` re-reads."""

@@ -19,7 +19,7 @@ MAX_JSON = 256 * 2**20
 def open_read(path: Path) -> int:
     """A file descriptor for reading; when the process runs out of them, its own limit is raised first."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for
     except OSError as error:
         if error.errno != errno.EMFILE or not _raise_file_limit():
             raise CheckpointError(f"cannot be opened ({error.strerror})", where=str(path)) from error

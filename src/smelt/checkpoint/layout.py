@@ -10,6 +10,7 @@ from typing import Any
 from smelt.core.errors import OutputError, Problem, did_you_mean
 from smelt.core.types import ITEMSIZE, TensorSpec
 
+INDEX = "model.safetensors.index.json"
 #: tensor data begins at a multiple of this, so that large writes and maps fall on whole pages
 ALIGNMENT = 4096
 
@@ -49,7 +50,7 @@ class ShardLayout:
         return number, self.shards[number].offsets[name]
 
     def index(self) -> dict[str, Any] | None:
-        """The content of model.safetensors.index.json; None for a single file."""
+        """The content of the index file; None for a single file."""
         if len(self.shards) == 1:
             return None
         weight_map = {name: self.shards[number].file for name, number in sorted(self.shard_of.items())}

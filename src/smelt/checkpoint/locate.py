@@ -194,6 +194,6 @@ def _note_unused(located: Located, directory: Path, names: list[str], weights: l
     if located.index is not None:
         used.add(located.index.name)
     indexes = [name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))]
-    for name in (*weights, *indexes):
-        if name not in used:
-            located.notes.append(f"{name} is not read")
+    unused = [name for name in (*weights, *indexes) if name not in used]
+    if unused:
+        located.notes.append(f"beside the weights that are read: {listing(unused, 4)}")

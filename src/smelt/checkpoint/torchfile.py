@@ -14,10 +14,9 @@ from typing import Any
 from smelt.checkpoint.files import read_some
 from smelt.checkpoint.header import what_else
 from smelt.checkpoint.problems import Problems, listing
-from smelt.checkpoint.unpickle import Global, Machine, PickleRefused, plain_items
+from smelt.checkpoint.unpickle import MAX_PICKLE, Global, Machine, PickleRefused, plain_items
 from smelt.core.types import ITEMSIZE, TensorMeta
 
-MAX_PICKLE = 256 * 2**20
 #: a tensor that repeats its storage (strides of 0) may be this large and no larger
 _MAX_EXPANDED = 2**30
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -263,7 +262,6 @@ _ALLOWED: dict[str, Callable[..., Any] | None] = {
     "torch.device": lambda *_: "device",
     "collections.OrderedDict": lambda *pairs: plain_items(pairs[0]) if pairs else {},
     "torch.storage.UntypedStorage": None,
-    "torch.storage._UntypedStorage": None,
     **{f"torch.{name}": None for name in (*_STORAGES, *_DTYPES)},
 }
 
@@ -296,9 +294,10 @@ def _wrapped(content: dict[Any, Any]) -> str | None:
     named = {key: value for key, value in content.items() if isinstance(key, str)}
     holding = [key for key, value in named.items() if isinstance(value, dict) and _holds_tensors(value)]
     usual = [key for key in _WRAPPERS if key in holding]
-    if len(usual) == 1:
+    # a scalar beside the model counts steps; anything larger may be a weight
+    direct = any(isinstance(value, _Tensor) and value.shape for value in content.values())
+    if len(usual) == 1 and not direct:
         return usual[0]
-    direct = any(isinstance(value, _Tensor) for value in content.values())
     if not holding:
         return None
     if direct or len(holding) > 1:

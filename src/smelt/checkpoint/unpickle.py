@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+#: pickles longer than this are not read
+MAX_PICKLE = 256 * 2**20
 _MARK = object()
 _PLAIN = (str, int, float, bytes, type(None))
 _BROKEN = (
@@ -49,6 +51,7 @@ class Machine:
     ) -> None:
         self.data = data
         self.position = position
+        self.end = min(len(data), position + MAX_PICKLE)
         self.allowed = allowed
         self.persistent = persistent
         self.stack: list[Any] = []
@@ -58,6 +61,8 @@ class Machine:
         """The object, or PickleRefused."""
         try:
             while (opcode := self.data[self.position]) != _STOP:
+                if self.position >= self.end:
+                    raise PickleRefused(f"holds a pickle of more than {MAX_PICKLE} bytes")
                 self.position += 1
                 step = _STEPS.get(opcode)
                 if step is None:
@@ -92,7 +97,7 @@ class Machine:
 
     def take(self, count: int) -> bytes:
         """The next bytes of the stream."""
-        if count < 0 or self.position + count > len(self.data):
+        if count < 0 or self.position + count > self.end:
             raise ValueError("ends in the middle of a value")
         piece = bytes(self.data[self.position : self.position + count])
         self.position += count

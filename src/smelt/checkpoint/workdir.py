@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -117,9 +118,14 @@ class WorkFolder:
         if self._aside.exists() and not self.target.exists():
             self._aside.rename(self.target)
             check_target(self.target, self.overwrite)
-        for entry in list(self.folder.iterdir()):
-            if entry.name != "lock":
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        old = [entry for entry in self.folder.iterdir() if entry.name != "lock"]
+        old += [path for path in self.folder.parent.iterdir() if self._is_trash(path.name)]
+        for entry in old:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def _is_trash(self, name: str) -> bool:
+        """Whether a name beside the work folder is that of one being removed when its run was killed."""
+        return name.startswith(f"{self.folder.name}-") and name[len(self.folder.name) + 1 :].isdigit()
 
     def publish(self) -> None:
         """Rename ``out`` to the target. At no moment does the target exist incomplete."""
@@ -147,9 +153,13 @@ class WorkFolder:
         if self._lock < 0 and not self._made:
             return
         if self._lock >= 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            # under another name first: a run that starts now must not find a folder that is being emptied
+            trash = self.folder.with_name(f"{self.folder.name}-{os.getpid()}")
+            with contextlib.suppress(OSError):
+                self.folder = self.folder.rename(trash)
             os.close(self._lock)
             self._lock = -1
+            shutil.rmtree(self.folder, ignore_errors=True)
         for path in reversed(self._made):
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()

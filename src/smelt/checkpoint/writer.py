@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smelt.checkpoint.digest import WriteLog
 from smelt.checkpoint.files import as_bytes, spill
-from smelt.checkpoint.layout import ShardLayout
+from smelt.checkpoint.layout import INDEX, ShardLayout
 from smelt.checkpoint.native import reserve
 from smelt.checkpoint.workdir import WorkFolder, check_space
 from smelt.checkpoint.writeback import Writeback
@@ -61,7 +61,7 @@ class CheckpointWriter:
             self._writeback = Writeback(self._fds, self.layout.file_bytes)
             index = self.layout.index()
             if index is not None:
-                self.add_json("model.safetensors.index.json", index)
+                (self.path / INDEX).write_bytes(_as_json(index))
         except BaseException:
             self._leave()
             raise
@@ -112,7 +112,7 @@ class CheckpointWriter:
 
     def add_json(self, name: str, value: Any) -> None:
         """Add a JSON side file, indented, in UTF-8."""
-        self.add_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        self.add_bytes(name, _as_json(value))
 
     def add_file(self, source: Path, name: str | None = None) -> None:
         """Copy a side file from elsewhere."""
@@ -122,8 +122,8 @@ class CheckpointWriter:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise OutputError(f"side file {name!r} would lie outside the output")
-        if any(shard.file == name for shard in self.layout.shards):
-            raise OutputError(f"side file {name!r} would replace weights")
+        if str(path) in {INDEX, *(shard.file for shard in self.layout.shards)}:
+            raise OutputError(f"side file {name!r} would replace weights or their index")
         return self.path / path
 
     def verify(self, **options: Any) -> VerifyReport:
@@ -161,6 +161,10 @@ class CheckpointWriter:
         files = [path for path in self.path.rglob("*") if path.is_file()]
         with _disk_errors(self.target), ThreadPoolExecutor(4) as pool:
             list(pool.map(_sync_file, files))
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _sync_file(path: Path) -> None:
