@@ -143,6 +143,9 @@ def _slices() -> Iterator[Case]:
         "slices, one layer",
         sliced("slerp", piece(2, 3, m("a"), m("b")), base="a", parameters={"t": [0.1, 0.8]}),
     )
+
+
+def _slices_with_bases() -> Iterator[Case]:
     yield Case(
         "slices, ties with the base listed",
         sliced(
@@ -170,6 +173,10 @@ def _slices() -> Iterator[Case]:
             ],
         },
     )
+
+
+def _passthrough() -> Iterator[Case]:
+    a, b = m("a", weight=0.6), m("b", weight=0.4)
     yield Case("passthrough, one model", recipe("passthrough", m("a")))
     yield Case("passthrough, stacked layers", sliced("passthrough", piece(0, 3, m("a")), piece(1, 4, m("b"))))
     yield Case(
@@ -348,19 +355,20 @@ def _arithmetic() -> Iterator[Case]:
     yield Case(f"{method}, biases", recipe(method, a, b, c, base="base"), family="qwen2")
 
 
-def _ties() -> Iterator[Case]:
-    def two(density: Any = 0.5, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return m("a", weight=0.6, density=density, **more), m("b", weight=0.4, density=density, **more)
+def _two(density: Any = 0.5, **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return m("a", weight=0.6, density=density, **more), m("b", weight=0.4, density=density, **more)
 
+
+def _ties() -> Iterator[Case]:
     for density in (0.2, 0.5, 0.9, 1.0):
-        yield Case(f"ties, density {density}", recipe("ties", *two(density), base="base"))
-    yield Case("ties, three", recipe("ties", *two(), m("c", weight=0.3, density=0.5), base="base"))
+        yield Case(f"ties, density {density}", recipe("ties", *_two(density), base="base"))
+    yield Case("ties, three", recipe("ties", *_two(), m("c", weight=0.3, density=0.5), base="base"))
     yield Case(
         "ties, own densities",
         recipe("ties", m("a", weight=1, density=0.3), m("b", weight=0.5, density=0.8), base="base"),
     )
     yield Case("ties, one model", recipe("ties", m("a", weight=0.5, density=0.5), base="base"))
-    yield Case("ties, base listed", recipe("ties", m("base"), *two(), base="base"))
+    yield Case("ties, base listed", recipe("ties", m("base"), *_two(), base="base"))
     for name, settings in {
         "normalize off": {"normalize": False},
         "lambda": {"lambda": 0.5},
@@ -370,8 +378,11 @@ def _ties() -> Iterator[Case]:
         "rescale, normalize off": {"rescale": True, "normalize": False},
         "global weight and density": {"weight": 1, "density": 0.4},
     }.items():
-        models = (m("a"), m("b")) if "global" in name else two()
+        models = (m("a"), m("b")) if "global" in name else _two()
         yield Case(f"ties, {name}", recipe("ties", *models, base="base", parameters=settings))
+
+
+def _ties_varied() -> Iterator[Case]:
     yield Case(
         "ties, negative weight, normalize off",
         recipe(
@@ -401,11 +412,11 @@ def _ties() -> Iterator[Case]:
             "ties", m("a", weight=[0.1, 1], density=0.5), m("b", weight=[1, 0.1], density=0.5), base="base"
         ),
     )
-    yield Case("ties, biases", recipe("ties", *two(), base="base"), family="qwen2")
-    yield Case("ties, untied", recipe("ties", *two(), base="base"), family="untied")
+    yield Case("ties, biases", recipe("ties", *_two(), base="base"), family="qwen2")
+    yield Case("ties, untied", recipe("ties", *_two(), base="base"), family="untied")
     yield Case(
         "ties, a density that keeps no element of a norm",
-        recipe("ties", *two(0.01), base="base"),
+        recipe("ties", *_two(0.01), base="base"),
         kind="defect",
         why="int(0.01 * 64) = 0 elements: the peer keeps one all the same, smelt exactly as many as asked",
     )
@@ -571,12 +582,15 @@ def all_cases() -> list[Case]:
     groups = (
         _linear,
         _slices,
+        _slices_with_bases,
+        _passthrough,
         _slerp,
         _nuslerp,
         _spheres,
         _stock,
         _arithmetic,
         _ties,
+        _ties_varied,
         _dare,
         _dtypes,
         _refused,
