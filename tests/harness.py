@@ -75,7 +75,9 @@ def make_run(
 ) -> TensorRun:  # fmt: skip
     """The run of a method on one tensor of every model."""
     everyone = [*([base] if base is not None else []), *models]
-    feeds = [FileFeed(source, source.meta) for source in (Memory(held, str(i)) for i, held in enumerate(everyone))]
+    feeds = [
+        FileFeed(source, source.meta) for source in (Memory(held, str(i)) for i, held in enumerate(everyone))
+    ]
     dtype = out or everyone[0].dtype
     acc = acc or accumulation({held.dtype for held in everyone} | {dtype})
     first = feeds.pop(0) if base is not None else None

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smelt.numerics.expr import Sym, narrow, total, uniform, where, wide
+from smelt.numerics.expr import Sym, narrow, shifted, total, uniform, where, wide
 from smelt.numerics.stats import KEEP_ALL, KEEP_NONE, Cut, Measuring, Sum, TensorInfo, Top, keep_top
 
 #: a sum of weights below this counts as zero
@@ -44,7 +44,7 @@ def measure_magnitude(
     """Exact cuts that keep the largest elements of each task vector."""
     deltas = [model - base for model in models]
     open_cuts = [position for position, share in enumerate(density) if 0.0 < share < 1.0]
-    found = yield [Top(abs(deltas[position]), density[position], scope) for position in open_cuts]  # type: ignore[arg-type]
+    found = yield [Top(abs(deltas[position]), density[position], scope, position) for position in open_cuts]  # type: ignore[arg-type]
     cuts = [KEEP_ALL if share >= 1.0 else KEEP_NONE for share in density]
     for position, cut in zip(open_cuts, found, strict=True):
         cuts[position] = cut
@@ -81,11 +81,12 @@ def measure_factors(
 
 
 def add_mix(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
-    """base + scale * sum w d [/ sum w]."""
-    if normalize:
-        share = sum(weight)
-        scale = scale / (share if abs(share) >= TINY else 1.0)
-    return base + total(delta * (w * scale) for w, delta in zip(weight, deltas, strict=True))
+    """base + scale * sum w d [/ sum w]; each step as written, since numbers scaled first would round twice."""
+    mix = total(delta * w for w, delta in zip(weight, deltas, strict=True))
+    share = sum(weight)
+    if normalize and abs(share) >= TINY and share != 1:
+        mix = mix / share
+    return shifted(base, mix if scale == 1 else mix * scale)
 
 
 def add_elected(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
@@ -101,4 +102,4 @@ def add_elected(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize
     if normalize:
         share = total(where(part > 0.0, w, 0.0) for part, w in zip(along, weight, strict=True))
         mix = mix / where(share == 0.0, 1.0, share)
-    return base + mix * side * scale
+    return shifted(base, mix * side if scale == 1 else mix * side * scale)

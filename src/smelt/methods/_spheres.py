@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smelt.numerics.expr import Sym, along_columns, along_rows, total
+from smelt.numerics.expr import Sym, along_columns, along_rows, shifted, total
 from smelt.numerics.stats import Axis
 
 
@@ -27,4 +27,4 @@ def differences(base: Sym | None, models: Sequence[Sym]) -> list[Sym]:
 
 def add_base(base: Sym | None, value: Sym) -> Sym:
     """The value added to the base, if there is one."""
-    return value if base is None else base + value
+    return value if base is None else shifted(base, value)

@@ -18,6 +18,7 @@ from smelt.numerics.expr import Sym
     formula="base + lambda * sum(w_i thin(x_i - base))",
     paper="https://arxiv.org/abs/2311.03099",
     group="robust",
+    exempt={"order": "each model is thinned by the random stream of its place in the recipe"},
 )
 def dare_linear(
     base: Sym, models: Sequence[Sym], stats: Thinning, *,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from smelt.core.errors import MethodError
 from smelt.core.method import Param, method
 from smelt.methods._spheres import weighted
 from smelt.numerics import spheres
@@ -18,7 +19,9 @@ def _measure(
     base: None, models: Sequence[Sym], info: TensorInfo, *, weight: list[float], max_iter: int, tol: float
 ) -> Measuring:
     share = sum(weight)
-    weights = np.asarray(weight, np.float64) / (share if share else 1.0)
+    if share == 0:
+        raise MethodError("the weights sum to zero", expected="at least one weight above 0")
+    weights = np.asarray(weight, np.float64) / share
     return spheres.karcher((yield from gram(models)), weights, max_iter, tol)
 
 

@@ -15,7 +15,6 @@ from smelt.numerics.expr import Sym
     max_models=1,
     formula="scale * x",
     group="start here",
-    exempt={"equal models": "takes exactly one model"},
 )
 def passthrough(
     base: None, models: Sequence[Sym], stats: Any, *,
