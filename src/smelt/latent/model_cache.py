@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from smelt.core.errors import LatentError, MissingExtraError
+from smelt.core.errors import LatentError, did_you_mean
 from smelt.latent.interventions import Session
 
 _MODEL_CACHE: dict[Hashable, Any] = {}
 _TOKENIZER_CACHE: dict[Hashable, Any] = {}
 _LOCK = threading.RLock()
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def get_model(
@@ -37,8 +38,8 @@ def get_model(
     """
     if load_in_8bit and load_in_4bit:
         raise LatentError("load_in_8bit and load_in_4bit", expected="one of them")
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    device = _device(device)
+    chosen = _dtype(dtype)
     options = {"revision": revision or "main", "dtype": chosen, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -75,6 +76,30 @@ def clear_model_cache() -> None:
         torch.cuda.empty_cache()
 
 
+def _device(device: str | torch.device | None) -> str:
+    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise LatentError(
+                f"device {name!r} cannot be used: {reason}", expected="cpu, cuda:0, auto"
+            ) from error
+    return name
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
+    if dtype is None:
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if dtype == "auto":
+        return dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise LatentError(f"dtype {dtype!r}", fix=did_you_mean(str(dtype), ["auto", *DTYPES]))
+    return known
+
+
 def _identity(name: str | Path) -> tuple[Hashable, ...]:
     """A hub name, or a directory as it is on disk now."""
     folder = Path(name)
@@ -109,7 +134,7 @@ def _bits(bits: int, dtype: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "quant")
+        raise LatentError("8- and 4-bit loading needs bitsandbytes", fix="pip install bitsandbytes")
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -81,12 +81,13 @@ def iterate_states(
     sites: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
+    prompt_lengths: Sequence[int] | None = None,
     **forward: Any,
 ) -> Iterator[States]:
     """The states of each row of token ids in turn, padding removed; one batch is held at a time.
 
-    ``model`` may be a plain model or a latent merge (the states of its base, blended). ``forward`` goes to
-    every call of the model.
+    ``model`` may be a plain model or a latent merge (the states of its base, blended). A merge that only
+    blends what comes after the prompt needs ``prompt_lengths``, one per row. ``forward`` goes to every call.
     """
     layers = decoder_layers(model)
     wanted = check_sites(sites, len(layers))
@@ -101,6 +102,8 @@ def iterate_states(
             "attention_mask": mask.to(table.device),
             "use_cache": False,
         }
+        if prompt_lengths is not None:
+            call["mix_start"] = torch.tensor(prompt_lengths[start : start + batch_size]).to(table.device) - 1
         with record(layers, wanted) as seen:
             model(**call, **extra, **forward)
         for index, row in enumerate(batch):

@@ -89,6 +89,19 @@ def test_an_attached_mixer_is_measured_like_the_merge(models, tok):
         assert all(torch.allclose(a[site], b[site], atol=1e-6) for site in range(5))
 
 
+def test_a_merge_that_spares_the_prompt_is_measured_with_prompt_lengths(models, tok):
+    base, donor = models
+    merged = LatentMergedForCausalLM.from_models(base, donor, [Site(2, "lerp", (0.5,))], scope="generated")
+    rows = encode_all(tok, PROMPTS)
+    with pytest.raises(LatentError, match="where the prompt ends"):
+        list(iterate_states(merged, rows))
+    found = list(iterate_states(merged, rows, prompt_lengths=[4, 9, 2], batch_size=2))
+    plain, whole = (collect_states(model, tok, PROMPTS) for model in (base, donor))
+    for length, f, b, d in zip((4, 9, 2), found, plain, whole, strict=True):
+        assert torch.allclose(f[2][: length - 1], b[2][: length - 1], atol=1e-6)
+        assert torch.allclose(f[2][length - 1 :], (b[2] + d[2])[length - 1 :] / 2, atol=1e-5)
+
+
 def test_where_the_blend_lies_at_its_own_site(models, tok):
     """At the site itself a spherical half blend has midness 1, below it the blend is the base."""
     base, donor = models

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from smelt.core.errors import LatentError, MissingExtraError
+from smelt.core.errors import LatentError
 from smelt.latent.hooks import get_decoder_layers, sanitize_layers, to_device_dtype
 from smelt.latent.mixers import ActivationSteerer, LayerLatentMixer
 from smelt.latent.model_cache import clear_model_cache, get_model, get_tokenizer
@@ -107,6 +107,21 @@ def test_a_missing_directory_is_explained(tmp_path, get):
         get(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "flot16"}, "did you mean 'float16'"),
+        ({"dtype": torch.int8}, "torch.int8"),
+        ({"device": "cudda"}, "device 'cudda' cannot be used"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+        ({"attn_implementation": "zip"}, "cannot load a model"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(folder, options, said):
+    with pytest.raises(LatentError, match=said):
+        get_model(folder / "base", **options)
+
+
 def test_quantised_loading_says_what_is_missing(folder):
     with pytest.raises(LatentError, match="one of them"):
         get_model(folder / "base", load_in_8bit=True, load_in_4bit=True)
@@ -114,7 +129,7 @@ def test_quantised_loading_says_what_is_missing(folder):
         import bitsandbytes  # noqa: F401
     except ImportError:
         for flag in ("load_in_8bit", "load_in_4bit"):
-            with pytest.raises(MissingExtraError, match="bitsandbytes"):
+            with pytest.raises(LatentError, match="pip install bitsandbytes"):
                 get_model(folder / "base", **{flag: True})
     else:
         assert get_model(folder / "base", load_in_4bit=True) is not get_model(folder / "base")

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TopPLogitsWarper
 
 from smelt.core.errors import LatentError
-from smelt.latent.sampling import NucleusProcessor, nucleus, row_generators, top_p_sample
+from smelt.latent.sampling import NucleusProcessor, draw, nucleus, row_generators, top_p_sample
 
 
 def logits_of(*probs: float) -> Tensor:
@@ -33,6 +33,22 @@ def test_nucleus_equals_the_one_of_transformers(top_p):
     probs, order = nucleus(logits, top_p)
     kept = torch.zeros(40, 30, dtype=torch.bool).scatter(-1, order, probs > 0)
     assert torch.equal(kept, ~TopPLogitsWarper(top_p)(None, logits).isinf())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 3.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999])
+def test_large_vocabularies_give_the_same_set_by_the_shortlist(monkeypatch, spread, top_p):
+    """Peaked and flat distributions, and logits in half precision, which tie a lot."""
+    logits = torch.randn(6, 9000, generator=torch.Generator().manual_seed(2)).half().float() * spread
+    fast, fast_ids = nucleus(logits, top_p)
+    monkeypatch.setattr("smelt.latent.sampling.SHORTLIST", 10**9)
+    full, full_ids = nucleus(logits, top_p)
+    kept = int((full > 0).sum(-1).max())
+    assert torch.equal(fast[:, :kept], full[:, :kept])
+    assert torch.equal(fast_ids[:, :kept][fast[:, :kept] > 0], full_ids[:, :kept][full[:, :kept] > 0])
+    assert (fast.shape[1] < 9000) == (kept < 1024 and spread > 0)
+    seeds = range(6)
+    assert draw(fast, row_generators(seeds, 6)).tolist() == draw(full, row_generators(seeds, 6)).tolist()
 
 
 def test_p_one_keeps_even_the_least_likely_token():

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from smelt.core.errors import LatentError
+from smelt.latent import LatentMergedForCausalLM, Site
 from smelt.latent.interventions import Session
 from smelt.latent.mixers import ActivationSteerer, LayerLatentMixer, LayerLatentRegMeanMixer
+from smelt.latent.wrapping import configured, wrap
 
 
 @pytest.fixture(scope="module")
@@ -338,8 +340,6 @@ def test_two_mixers_with_two_donors_act_together(base, donor):
     ids = tiny.prompt(6)
     with LayerLatentMixer(base, donor, 1, 0.5, False), LayerLatentMixer(base, third, 3, 0.4, False, "slerp"):
         together = logits(base, ids)
-    from smelt.latent import LatentMergedForCausalLM, Site
-
     sites = [Site(1, "lerp", (0.5, 0.0)), Site(3, "slerp", (0.0, 0.4))]
     merged = LatentMergedForCausalLM.from_models(base, [donor, third], sites)
     assert torch.allclose(together, merged(ids).logits, atol=1e-6)
@@ -390,6 +390,17 @@ def test_a_donor_that_is_itself_steered_is_refused(base, donor):
         pytest.raises(LatentError, match="the donor has ActivationSteerer attached"),
     ):
         LayerLatentMixer(base, donor, 2)
+
+
+def test_a_view_of_a_wrapper_keeps_its_hooks_alive(base, donor):
+    ids = tiny.prompt(6)
+    sites = [Site(2, "lerp", (1.0,))]
+    view = configured(wrap(base, [donor]), base.generation_config)
+    with view.using(sites):
+        mixed = view(ids).logits
+    with LayerLatentMixer(base, donor, 2, 1.0, last_token_only=False):
+        assert torch.equal(mixed, logits(base, ids))
+    del view
 
 
 def test_an_unknown_mode_is_an_error_with_advice(base, donor):

@@ -11,6 +11,7 @@ from smelt.core.errors import LatentError
 from smelt.latent.mixers import ActivationSteerer
 from smelt.latent.states import collect_states
 from smelt.latent.steering_extract import (
+    _oriented,
     extract_activation_addition,
     extract_contrast,
     extract_difference,
@@ -101,6 +102,15 @@ def test_principal_directions_are_those_of_numpy_with_the_majority_sign(base, to
         assert np.allclose(found.vectors[layer].numpy(), axis, atol=1e-5)
         assert found.made["explained"][str(layer)] == pytest.approx(values[-1] / values.sum(), abs=1e-5)
     assert list(found.norms().values()) == pytest.approx([1.0] * 3)
+
+
+def test_an_axis_points_to_the_majority_whichever_way_it_came():
+    gaps = torch.tensor([[1.0, 0.0], [2.0, 1.0], [-9.0, 0.0]], dtype=torch.float64)
+    axis = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert torch.equal(_oriented(axis, gaps), axis)
+    assert torch.equal(_oriented(-axis, gaps), axis)
+    tied = gaps[1:]
+    assert torch.equal(_oriented(axis, tied), -axis)
 
 
 @pytest.mark.parametrize("method", ["mean", "pca_center"])

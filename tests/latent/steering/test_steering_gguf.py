@@ -51,6 +51,7 @@ def test_the_formats_own_library_reads_what_we_write(tmp_path):
     found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     assert sorted(found) == ["direction.1", "direction.2", "direction.4"]
     assert np.array_equal(found["direction.4"], vector().vectors[5].numpy())
+    assert all(tensor.data_offset % 32 == 0 for tensor in reader.tensors)
     assert reader.get_field("general.architecture").contents() == "controlvector"
     assert reader.get_field("controlvector.model_hint").contents() == "qwen2"
     assert reader.get_field("controlvector.layer_count").contents() == 3
