@@ -19,6 +19,7 @@ from smelt.core.errors import LatentError
 from smelt.latent.answering import Answer, Decoding, answer
 from smelt.latent.ensemble import LogitMix
 from smelt.latent.hooks import sanitize_layers
+from smelt.latent.interventions import Session
 from smelt.latent.mixers import checked_deltas, donor_list, mix_site, regmean_site, scope_of, steers
 from smelt.latent.schedule import Schedule
 from smelt.latent.steering import SteeringVector
@@ -36,9 +37,17 @@ def chat_generate(
     temperature: float = 1.0,
     **more: Any,
 ) -> Answer:
-    """One model by itself, decoded exactly like the blends: the baseline to compare with."""
+    """One model by itself, decoded exactly like the blends: the baseline to compare with.
+
+    Mixers and steerers attached to the model act, as they do in its own ``generate``.
+    """
     how, generate = _decoding(max_new_tokens, top_p, temperature, more)
-    return answer(wrap(model, (), tokenizer), model, tokenizer, messages, how, generate)
+    session = Session.active(model)
+    if session is None:
+        return answer(wrap(model, (), tokenizer), model, tokenizer, messages, how, generate)
+    wrapper = session.wrapper()
+    with session.inside():
+        return answer(wrapper, model, tokenizer, messages, how, {**generate, **session.settings(wrapper)})
 
 
 def latent_mix_generate(
@@ -65,6 +74,7 @@ def latent_mix_generate(
     how, generate = _decoding(max_new_tokens, top_p, temperature, more)
     chosen = _one_of("mode", mode, "mix_mode", mix_mode) or "slerp"
     sites = [mix_site(layer, chosen, float(beta)) for layer in _layers(base_model, mix_layer)]
+    _refuse_attached(base_model, ft_model)
     merged = wrap(base_model, (ft_model,), tokenizer)
     generate = {**generate, "sites": sites, "scope": scope_of(last_token_only)}
     return answer(merged, base_model, tokenizer, messages, how, generate)
@@ -98,6 +108,7 @@ def latent_regmean_generate(
     strength = _shrinkage(lambda_reg, alpha)
     layers = _layers(base_model, 20 if where is None else where)
     sites = [regmean_site(layer, strength, ft_weights, len(donors)) for layer in layers]
+    _refuse_attached(base_model, *donors)
     merged = wrap(base_model, donors, tokenizer)
     generate = {**generate, "sites": sites, "scope": scope_of(last_token_only)}
     return answer(merged, base_model, tokenizer, messages, how, generate)
@@ -119,6 +130,7 @@ def delta_generate(
 ) -> Answer:
     """Text from the base with ``alpha * deltas[L]`` added to the state before each layer L."""
     how, generate = _decoding(max_new_tokens, top_p, temperature, more)
+    _refuse_attached(base_model)
     vectors = checked_deltas(base_model, deltas)
     generate = {**generate, "steer": steers(vectors, float(alpha), apply_to_all_tokens, keep_norm)}
     return answer(wrap(base_model, (), tokenizer), base_model, tokenizer, messages, how, generate)
@@ -144,6 +156,7 @@ def ensemble_generate(
     published), ``logprobs`` or ``probs``.
     """
     how, generate = _decoding(max_new_tokens, top_p, temperature, more)
+    _refuse_attached(base_model, ft_model)
     mix = _logit_mix(op, beta_schedule or beta, how.max_new_tokens)
     ensemble = wrap_ensemble([base_model, ft_model], mix, tokenizer)
     return answer(ensemble, base_model, tokenizer, messages, how, generate)
@@ -190,6 +203,17 @@ def _decoding(
     chosen = {name: value for name, value in more.items() if name in own}
     how = Decoding(max_new_tokens, top_p, temperature, **chosen)
     return how, {name: value for name, value in more.items() if name not in own}
+
+
+def _refuse_attached(*models: nn.Module) -> None:
+    """A mixer of the caller's would act on top of the function's own."""
+    for model in models:
+        session = Session.active(model)
+        if session is not None:
+            what = f"a model has {', '.join(session.names())} attached"
+            raise LatentError(
+                what, fix="remove() it first, or attach all that should act and use chat_generate"
+            )
 
 
 def _one_of(first: str, one: Any, second: str, other: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from smelt.core.errors import LatentError
 from smelt.latent.answering import stop_tokens
 from smelt.latent.interventions import Session
-from smelt.latent.mixers import LayerLatentMixer
+from smelt.latent.mixers import ActivationSteerer, LayerLatentMixer
 from smelt.latent.reference import (
     chat_generate,
     delta_generate,
@@ -116,6 +116,32 @@ def test_the_functions_say_what_an_attached_mixer_says(base, donor, tok):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=None
         )
     assert tok.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_is_attached_acts_in_chat_generate(base, donor, tok, late):
+    shared = {"max_new_tokens": 10, "seed": 2}
+    delta = {3: torch.randn(32, generator=torch.Generator().manual_seed(3))}
+    with LayerLatentMixer(base, donor, 2, 0.6, last_token_only=late, mix_mode="slerp"):
+        mixed = chat_generate(base, tok, [CHAT, OTHER], **shared)
+        with ActivationSteerer(base, delta, 2.0, apply_to_all_tokens=not late):
+            both = chat_generate(base, tok, [CHAT, OTHER], **shared)
+    assert mixed == latent_mix_generate(
+        base, donor, tok, [CHAT, OTHER], 2, 0.6, last_token_only=late, **shared
+    )
+    with ActivationSteerer(base, delta, 2.0, apply_to_all_tokens=not late):
+        steered = chat_generate(base, tok, [CHAT, OTHER], **shared)
+    assert steered == delta_generate(base, tok, delta, [CHAT, OTHER], 2.0, not late, **shared)
+    assert len({*mixed, *both, *steered}) == 6
+
+
+@pytest.mark.parametrize("name", ["mix", "regmean", "delta", "ensemble"])
+def test_functions_that_blend_refuse_models_with_something_attached(functions, base, name):
+    with (
+        ActivationSteerer(base, {1: torch.ones(32)}),
+        pytest.raises(LatentError, match=r"ActivationSteerer attached.*chat_generate"),
+    ):
+        functions[name](CHAT, max_new_tokens=2)
 
 
 def test_mode_and_mix_mode_are_one_setting(base, donor, tok):
