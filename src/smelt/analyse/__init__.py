@@ -1,1 +1,1 @@
-"""Tables first, plots second."""
+"""Tables first, plots second: rows of figures in, one picture a file out."""
