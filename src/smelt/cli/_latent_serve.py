@@ -62,4 +62,7 @@ def run_server(served: Served, how: Settings, door: socket.socket) -> None:
     announce(served, where, door, how.key is not None)
     pool = RequestPool(how.workers, how.queue)
     access = access_for(how.host, how.key, how.hosts, how.origins)
-    serve(served, pool, access, Limits(how.max_tokens), where, door)
+    try:
+        serve(served, pool, access, Limits(how.max_tokens), where, door)
+    except KeyboardInterrupt:  # the server has stopped in good order before it says this
+        print("stopped")

@@ -139,6 +139,11 @@ class Voice:
     stop_ids: frozenset[int]
     context: int | None = None
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids go from 0 to below this."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
 
 class Sampler(LogitsProcessor):
     """Draws the token of every row and leaves only it possible; remembers the logprobs asked for."""
@@ -219,8 +224,8 @@ class Sampler(LogitsProcessor):
 class Row:
     """One answer while it grows."""
 
-    def __init__(self, index: int, task: Task, voice: Voice) -> None:
-        self._index, self._task, self._voice = index, task, voice
+    def __init__(self, index: int, task: Task, voice: Voice, ends: frozenset[int]) -> None:
+        self._index, self._task, self._ends = index, task, ends
         self._stream = TextStream(voice.tokenizer)
         self._cutter = StopCutter(task.stops)
         self._waiting: list[Choice] = []
@@ -233,7 +238,7 @@ class Row:
     def push(self, token: int, report: tuple[float, tuple[tuple[int, float], ...]] | None) -> Delta:
         """Take one token in."""
         self.tokens += 1
-        if token in self._voice.stop_ids and not self._task.ignore_eos:
+        if token in self._ends:
             return self.close("stop")
         if report is not None:
             self._waiting.append(Choice(token, *report, self._read))
@@ -310,7 +315,8 @@ def run(
     filler = pad_id_of(voice.tokenizer, voice.model.config)
     ids, mask = pad(prompts, filler)
     sampler = Sampler(task, seeds, ids.shape[1])
-    rows = [Row(index, task, voice) for index in range(task.rows)]
+    ends = end_tokens(voice, task)
+    rows = [Row(index, task, voice, ends) for index in range(task.rows)]
     watcher = Watcher(rows, sampler, cancel, emit or _ignore)
     if cancel.is_set():
         watcher.cancel()
@@ -337,6 +343,13 @@ def _generate(
         stopping_criteria=[watcher],
         **task.options,
     )
+
+
+def end_tokens(voice: Voice, task: Task) -> frozenset[int]:
+    """Tokens that end an answer. A stop string that is a special token never shows as text: it is looked for here."""
+    special = set(voice.tokenizer.all_special_tokens) if task.stops else set()
+    asked = {voice.tokenizer.convert_tokens_to_ids(stop) for stop in task.stops if stop in special}
+    return frozenset(asked) if task.ignore_eos else voice.stop_ids | asked
 
 
 def row_seeds(task: Task) -> list[int]:

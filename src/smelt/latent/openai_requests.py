@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,7 +55,7 @@ def read_chat(data: Any, served: Served, limits: Limits) -> Ask:
     body = checked(ChatBody, data)
     voice = find_voice(served, body.model)
     messages = [_turn(message) for message in body.messages]
-    prompt = _encode(served, voice, messages, "messages", body.chat_template_kwargs or {})
+    prompt = _encode(served, voice, messages, "messages", _template(voice, body.chat_template_kwargs or {}))
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise ApiError(
             "max_tokens and max_completion_tokens are both given",
@@ -103,6 +104,15 @@ def _turn(message: Message) -> dict[str, str]:
     return {"role": role, "content": text} | ({"name": message.name} if message.name else {})
 
 
+def _template(voice: Voice, given: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the template. A client must not bring a template of its own, or change how it is applied."""
+    taken = set(inspect.signature(voice.tokenizer.apply_chat_template).parameters) & given.keys()
+    if taken:
+        found = f"chat_template_kwargs holds {min(taken)!r}"
+        raise ApiError(found, param="chat_template_kwargs", expected="variables that the template reads")
+    return given
+
+
 def _encode(served: Served, voice: Voice, prompt: Any, field: str, template: Mapping[str, Any]) -> Row:
     try:
         return served.encode(voice, prompt, **template)
@@ -111,12 +121,10 @@ def _encode(served: Served, voice: Voice, prompt: Any, field: str, template: Map
             what = f"the tokenizer of {voice.name!r} has no chat template"
             raise ApiError(what, param=field, fix="use /v1/completions") from None
         raise ApiError(str(error), param=field) from None
-    except TypeError as error:  # a template argument that clashes with one of ours
-        raise ApiError(str(error), param="chat_template_kwargs") from None
 
 
 def _known_ids(voice: Voice, ids: Sequence[int]) -> Row:
-    rows = voice.model.get_input_embeddings().weight.shape[0]
+    rows = voice.vocabulary
     wrong = next((token for token in ids if not 0 <= token < rows), None)
     if wrong is not None or not ids:
         found = "an empty prompt" if wrong is None else f"token id {wrong}"
@@ -176,7 +184,7 @@ def _room(voice: Voice, prompts: Sequence[Row], limit: int | None, limits: Limit
 
 
 def _sampling(body: Any, voice: Voice) -> Sampling:
-    rows = voice.model.get_output_embeddings().weight.shape[0]
+    rows = voice.vocabulary
     bias: dict[int, float] = {}
     for key, value in (body.logit_bias or {}).items():
         if not key.isdecimal() or int(key) >= rows:

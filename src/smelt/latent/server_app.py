@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Desk:
     served: Served
     pool: RequestPool
     limits: Limits
+    since: int = field(default_factory=lambda: int(time.time()))
     bytes_of: dict[str, TokenBytes] = field(default_factory=dict)
 
     def reply(self, ask: Ask) -> Reply:
@@ -197,8 +199,9 @@ class Gate:
     def _has_key(self, request: Request) -> bool:
         if self._access.key is None:
             return True
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return hmac.compare_digest(given.encode(), self._access.key.encode())
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(given.strip().encode(), self._access.key.encode())
+        return same and kind.lower() == "bearer"
 
 
 def _add_page(app: FastAPI) -> None:
@@ -223,24 +226,24 @@ def _add_information(app: FastAPI, desk: Desk) -> None:
     def models() -> dict[str, Any]:
         return {
             "object": "list",
-            "data": [_card(voice) for voice in desk.served.voices.values()],
+            "data": [_card(voice, desk.since) for voice in desk.served.voices.values()],
             "missing": desk.served.missing,
         }
 
     @app.get("/v1/models/{name:path}")
     def model(name: str) -> dict[str, Any]:
-        return _card(find_voice(desk.served, name))
+        return _card(find_voice(desk.served, name), desk.since)
 
     @app.get("/v1/latent")
     def latent() -> dict[str, Any]:
         return desk.served.describe() | {"max_tokens": desk.limits.max_tokens}
 
 
-def _card(voice: Voice) -> dict[str, Any]:
+def _card(voice: Voice, since: int) -> dict[str, Any]:
     return {
         "id": voice.name,
         "object": "model",
-        "created": 0,
+        "created": since,
         "owned_by": "smelt",
         "kind": voice.kind,
         "max_model_len": voice.context,

@@ -16,6 +16,7 @@ from smelt.core.errors import LatentError, did_you_mean
 from smelt.latent.answering import stop_tokens
 from smelt.latent.generating import Voice
 from smelt.latent.loading import load_base, load_config, load_donor, load_tokenizer, place
+from smelt.latent.plan import site_coefs
 from smelt.latent.prompts import encode
 from smelt.latent.recipe import OPERATORS, SCOPES, LatentRecipe, ModelRef, Settings, Site
 from smelt.latent.recipe_choice import absolute, moved
@@ -117,6 +118,15 @@ class Served:
         """Equal for requests that run the same models with the same settings."""
         return recipe_hash(self.recipe, voice, self.described(blend) if voice.kind == "blend" else None)
 
+    @property
+    def ratio(self) -> float:
+        """How much of the donors is in the first site."""
+        sites = self.wrapper.settings.sites
+        if not sites:
+            return 0.0
+        shares = site_coefs(sites[0], len(self.wrapper.donors))
+        return shares[0] if sites[0].op == "proxy" else sum(shares)
+
     def describe(self) -> dict[str, Any]:
         """What a page or a client needs to know before it asks."""
         donors = [ref.path for ref in self.recipe.donors]
@@ -132,6 +142,7 @@ class Served:
             "operators": operators,
             "scopes": list(SCOPES),
             "schedules": list(KINDS),
+            "ratio": self.ratio,
             "context": self.blend.context,
             "chat": bool(getattr(self.blend.tokenizer, "chat_template", None)),
             "latent": self.described(Blend()),

@@ -174,6 +174,13 @@ def test_stop_strings_end_the_answer_before_them(served: Served) -> None:
     assert answer.tokens == 4  # what was generated, shown or not
 
 
+def test_a_special_token_can_be_a_stop_string(served: Served) -> None:
+    """It is not in the text, so it must be found among the tokens."""
+    voice = served.voice("base")
+    on = run(voice, task_of(served, voice, "r:abcd>", ignore_eos=True, stops=("</s>", "zz"))).answers[0]
+    assert (on.text, on.finish, on.tokens) == ("dcba", "stop", 5)
+
+
 def test_length_and_ignored_end(served: Served) -> None:
     voice = served.voice("base")
     cut = run(voice, task_of(served, voice, "r:abcd>", max_tokens=2)).answers[0]

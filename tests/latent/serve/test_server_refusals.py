@@ -69,6 +69,7 @@ def refused(
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "'text'"),
         ({"messages": None}, "messages", "valid list"),
         ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs", "tokenize"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs", "'chat_template'"),
     ],
 )  # fmt: skip
 def test_bad_fields(http: httpx.Client, body: dict[str, Any], param: str, message: str) -> None:
@@ -154,7 +155,12 @@ def test_a_foreign_page_cannot_ask(http: httpx.Client) -> None:
 def test_a_key_and_an_origin_that_may(served: Served) -> None:
     access = Access("secret", frozenset(), ("http://friend.example",))
     with LiveServer(served, access=access) as live, live.http() as http:
-        for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret2"}):
+        for header in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "secret"},
+            {"authorization": "Basic secret"},
+        ):
             answer = http.get("/v1/models", headers=header)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
         assert http.get("/health").status_code == http.get("/").status_code == 200

@@ -166,6 +166,13 @@ def test_equal_requests_have_equal_fingerprints(served: Served) -> None:
     assert served.fingerprint(base, Blend()) not in marks
 
 
+def test_the_ratio_that_is_served(tiny_dirs: Path) -> None:
+    for op, beta, lam in [("lerp", 0.3, None), ("regmean", 0.8, 0.25)]:
+        served = quiet_load(quick_recipe(str(tiny_dirs / "a"), [str(tiny_dirs / "b")], op=op, beta=beta))
+        assert served.describe()["ratio"] == pytest.approx(beta)
+        assert lam is None or served.wrapper.settings.sites[0].lam == pytest.approx(lam)
+
+
 def test_recipes_from_the_command_line(merged_dir: Path) -> None:
     recipe, folder = pick_recipe(str(merged_dir), layer=3, beta=0.25, op="lerp", scope="generated")
     assert folder == merged_dir and recipe.settings.scope == "generated"

@@ -88,7 +88,7 @@ function fillSettings() {
   const place = server.layers.indexOf(depth);
   $("layer").value = place < 0 ? server.layers.length - 1 : place;
   $("op").value = server.operators.includes(first.op) ? first.op : server.operators[0];
-  $("ratio").value = Math.min(1, Math.max(0, first.weights.reduce((sum, weight) => sum + weight, 0)));
+  $("ratio").value = Math.min(1, Math.max(0, server.ratio));
   $("scope").value = server.latent.scope ?? "all";
   const simple = sites.length === 1 && Object.keys(first).every((key) => ["layer", "op", "weights"].includes(key));
   $("sites-row").hidden = simple || !sites.length;
