@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smelt.arch import check_agreement
 from smelt.checkpoint import CheckpointWriter, TensorDigest
 from smelt.engine.execute import Executor, choose_backend
 from smelt.engine.plan import Plan, Settings, plan_merge
@@ -52,7 +53,7 @@ def run_merge(
         merged = time.perf_counter()
         writer.start_writeback()
         report = writer.verify(
-            threads=settings.threads, allow_nonfinite=settings.allow_nonfinite,
+            threads=settings.threads, allow_nonfinite=settings.allow_nonfinite, agreement=check_agreement,
             on_progress=_counter("verify", plan.layout.data_bytes, tell),
         )  # fmt: skip
         verified = time.perf_counter()
