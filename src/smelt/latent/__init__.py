@@ -31,9 +31,13 @@ op="logits"|"logprobs"|"probs"|"proxy"|"contrastive")``.
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from smelt.latent import _exports_reference
+from smelt.latent._exports_reference import EXPORTS
 from smelt.latent.config import LatentMergedConfig
 from smelt.latent.ensemble import EnsembleConfig, EnsembleForCausalLM, LogitMix
 from smelt.latent.modeling import LatentMergedForCausalLM
@@ -48,6 +52,7 @@ for _kind in (LatentMergedForCausalLM, EnsembleForCausalLM):  # what pipelines a
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_kind.config_class.model_type] = _kind.__name__
 
 __all__ = [
+    *sorted(EXPORTS),
     "EnsembleConfig",
     "EnsembleForCausalLM",
     "Gate",
@@ -61,3 +66,8 @@ __all__ = [
     "Site",
     "Steer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The reference's surface, steering and metrics, imported when first used."""
+    return getattr(_exports_reference, name)

@@ -122,6 +122,10 @@ class EnsembleConfig(LatentMergedConfig):
 
     model_type = "latent_ensemble"
 
+    def __init__(self, recipe: dict[str, Any] | None = None, base_config: Any = None, **kwargs: Any) -> None:
+        # transformers writes an __init__ for config classes that have none, and it would drop base_config
+        super().__init__(recipe, base_config, **kwargs)
+
 
 class EnsembleForCausalLM(PreTrainedModel, GenerationMixin):
     """Several causal models that generate as one by mixing their logits. Models may differ in everything but
