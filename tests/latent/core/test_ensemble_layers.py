@@ -15,11 +15,6 @@ def test_a_cached_ensemble_of_sliding_models_equals_the_uncached_one() -> None:
         "use_sliding_window": True,
         "num_hidden_layers": 4,
     }
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "sliding_window": 4,
-        "use_sliding_window": True,
-        "num_hidden_layers": 4,
-    }
     models = [tiny_causal("qwen2", seed, **options) for seed in (0, 1)]
     model = EnsembleForCausalLM.from_models(models)
     ids = torch.arange(3, 15)[None]
