@@ -88,7 +88,7 @@ def _kept(run: TensorRun) -> list[dict[str, Any]]:
     stats, kept = run.stats, []
     for position in range(len(run.models)):
         entry: dict[str, Any] = {"density": getattr(stats, "density", (1.0,) * len(run.models))[position]}
-        cuts, factors = getattr(stats, "cuts", ()), getattr(stats, "factors", None)
+        cuts, factors = getattr(stats, "cuts", ()), getattr(stats, "scales", None)
         if cuts:
             entry["smallest kept"] = max(cuts[position].value, 0.0)
         if factors is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smelt.numerics.expr import Sym, narrow, shifted, total, uniform, where, wide
@@ -21,13 +21,21 @@ class Thinning:
     keys: tuple[int, ...] = ()
     density: tuple[float, ...] = ()
     factors: tuple[float, ...] | None = None
+    divisors: tuple[float, ...] | None = None
+
+    @property
+    def scales(self) -> tuple[float, ...] | None:
+        """The factor of each thinned task vector."""
+        return tuple(1.0 / share for share in self.divisors) if self.divisors is not None else self.factors
 
     def apply(self, deltas: Sequence[Sym], *, scaled: bool = True) -> list[Sym]:
         """The thinned task vectors."""
         thin = [self._thin(position, delta) for position, delta in enumerate(deltas)]
-        if not scaled or self.factors is None:
-            return thin
-        return [delta * factor for delta, factor in zip(thin, self.factors, strict=True)]
+        if scaled and self.factors is not None:
+            return [delta * factor for delta, factor in zip(thin, self.factors, strict=True)]
+        if scaled and self.divisors is not None:
+            return [delta / share for delta, share in zip(thin, self.divisors, strict=True)]
+        return thin
 
     def _thin(self, position: int, delta: Sym) -> Sym:
         if self.cuts:
@@ -49,8 +57,7 @@ def measure_magnitude(
     for position, cut in zip(open_cuts, found, strict=True):
         cuts[position] = cut
     thinning = Thinning(cuts=tuple(cuts), density=tuple(density))
-    factors = yield from measure_factors(deltas, thinning, rescale, rescale_norm)
-    return Thinning(tuple(cuts), (), tuple(density), factors)
+    return (yield from rescaled(deltas, thinning, rescale, rescale_norm))
 
 
 def measure_random(
@@ -61,23 +68,22 @@ def measure_random(
     deltas = [model - base for model in models]
     keys = tuple(info.key(position) for position in range(len(models)))
     thinning = Thinning(keys=keys, density=tuple(density))
-    factors = yield from measure_factors(deltas, thinning, rescale, rescale_norm)
-    return Thinning((), keys, tuple(density), factors)
+    return (yield from rescaled(deltas, thinning, rescale, rescale_norm))
 
 
-def measure_factors(
+def rescaled(
     deltas: Sequence[Sym], thinning: Thinning, rescale: bool, norm: str
-) -> Generator[list[Any], list[Any], tuple[float, ...] | None]:
-    """What brings each thinned task vector back to size."""
+) -> Generator[list[Any], list[Any], Thinning]:
+    """The thinning with what brings each task vector back to size."""
     if not rescale:
-        return None
+        return thinning
     if norm == "inverse_density":
-        return tuple(1.0 / share if share > 0 else 1.0 for share in thinning.density)
+        return replace(thinning, divisors=tuple(share if share > 0 else 1.0 for share in thinning.density))
     before = [Sum(wide(abs(delta))) for delta in deltas]
     after = [Sum(wide(abs(delta))) for delta in thinning.apply(deltas, scaled=False)]
     sums = yield before + after
     pairs = zip(sums[: len(deltas)], sums[len(deltas) :], strict=True)
-    return tuple(full / left if left > 0 else 1.0 for full, left in pairs)
+    return replace(thinning, factors=tuple(full / left if left > 0 else 1.0 for full, left in pairs))
 
 
 def add_mix(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
