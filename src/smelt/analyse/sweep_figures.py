@@ -24,7 +24,8 @@ METRIC_TITLES = {
 
 def draw_sweep(rows: Sequence[Row], best: Sequence[Row], out: str | Path) -> dict[str, str]:
     """Write all pictures of a sweep below ``out``; captions by file name."""
-    out, drawn = Path(out), {}
+    out = Path(out)
+    drawn: dict[str, str] = {}
     blends = [row for row in rows if row["kind"] == "latent" and len(row["layers"]) == 1]
     for value in _values(blends):
         for name in dict.fromkeys((row["op"], row["scope"]) for row in blends):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,8 +68,7 @@ def metered(device: Any) -> Iterator[Meter]:
 def resident_mb() -> float:
     """Memory of this process now, in MB; its peak where the system does not tell."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / MEGA
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MEGA
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGA

@@ -90,6 +90,11 @@ class Grid:
                 raise LatentError(f"unknown operator {op!r}", where="sweep", fix=did_you_mean(op, OPS))
         for scope in self.scopes:
             choose(scope, SCOPES, "scope", "sweep")
+        if "regmean:gram" in self.ops and "all" in self.scopes:
+            what = (
+                "regmean:gram at all tokens: its Gram matrices are the prompt's, which it would look ahead in"
+            )
+            raise LatentError(what, where="sweep", expected="scope generated alone")
         outside = [ratio for ratio in self.ratios if not 0 <= ratio <= 1]
         if "slerp" in self.ops and outside:
             what = f"slerp with ratio {outside[0]:g}"

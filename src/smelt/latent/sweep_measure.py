@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class Bench:
         self.prompts = [self._encode(one) for one in samples]
         self._check_lengths()
         self._states: dict[str, list[States]] = {}
+        self._warm = False
 
     def _encode(self, sample: Sample) -> torch.Tensor:
         tokenizer, how = self.arena.tokenizer, self.how
@@ -100,6 +101,9 @@ class Bench:
         found: dict[int, Answer] = {}
         voice = Voice("sweep", "any", contender.model, self.arena.tokenizer, self.arena.stops)
         order = sorted(range(len(self.prompts)), key=lambda index: len(self.prompts[index]))
+        if not self._warm:  # the first generation of a process pays for what later ones find ready
+            run(voice, replace(self._task(order[:1], contender.options), max_tokens=1))
+            self._warm = True
         with metered(self.arena.base.device) as meter:
             for start in range(0, len(order), self.how.batch):
                 chosen = order[start : start + self.how.batch]
@@ -170,7 +174,7 @@ class Bench:
         each = self.how.batch if scope == "all" else 1  # prompts end at different columns
         for start in range(0, len(rows), each):
             part = rows[start : start + each]
-            more = {} if scope == "all" else {"mix_start": len(part[0]) - 1}
+            more: dict[str, Any] = {} if scope == "all" else {"mix_start": len(part[0]) - 1}
             with self.arena.wrapper.using(contender.options["sites"], scope=scope):
                 states = list(iterate_states(contender.model, part, sites, batch_size=each, **more))
             yield from states
