@@ -75,6 +75,17 @@ def test_logprobs_are_those_of_a_plain_forward_pass(served: Served) -> None:
         assert [value for _, value in choice.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
+def test_a_padding_token_in_a_prompt_is_read(served: Served) -> None:
+    """Only what was added to fill short rows is masked."""
+    voice = served.voice("base")
+    ids = (258, *served.encode(voice, "r:abcd>"), 258)
+    longer = served.encode(voice, "r:abcdefgh>")
+    choice = run(voice, Task((ids, longer), 1, sampling=GREEDY, logprobs=1)).answers[0].choices[0]
+    with torch.no_grad():
+        logs = torch.log_softmax(voice.model(torch.tensor([ids])).logits[0, -1].float(), -1)
+    assert choice.top[0] == (int(logs.argmax()), pytest.approx(float(logs.max()), abs=1e-4))
+
+
 def test_offsets_point_into_the_text(served: Served) -> None:
     voice = served.voice("blend")
     answer = run(voice, task_of(served, voice, "r:abcd>", logprobs=0)).answers[0]
@@ -133,10 +144,10 @@ def test_penalties_and_bias_are_those_of_their_formulas(served: Served) -> None:
     letter = served.encode(voice, "h")[0]
     how = Sampling(temperature=0.0, presence_penalty=1.5, frequency_penalty=0.7, repetition_penalty=1.4,
                    logit_bias={letter: 3.0})  # fmt: skip
-    task = task_of(served, voice, "r:aaaa>", sampling=how, logprobs=0, ignore_eos=True, max_tokens=10)
+    task = task_of(served, voice, "r:aaaa>a", sampling=how, logprobs=0, ignore_eos=True, max_tokens=10)
     ours = [choice.token for choice in run(voice, task).answers[0].choices]
     assert ours == _penalised_loop(voice.model, list(task.prompts[0]), how, 10)
-    plain = task_of(served, voice, "r:aaaa>", logprobs=0, ignore_eos=True, max_tokens=10)
+    plain = task_of(served, voice, "r:aaaa>a", logprobs=0, ignore_eos=True, max_tokens=10)
     assert ours != [choice.token for choice in run(voice, plain).answers[0].choices]
 
 
