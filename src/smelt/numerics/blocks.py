@@ -80,8 +80,10 @@ class Backend(Protocol):
         bracket: counts, smallest and largest pattern.
         """
 
-    def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
-        """The patterns inside the bracket, in element order, as uint64."""
+    def collect(
+        self, program: Program, block: Block, acc: np.dtype, low: int, high: int
+    ) -> tuple[int, np.ndarray]:
+        """How many patterns are above the bracket, and those inside it in element order."""
 
     def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
         """Whether any stored element is NaN or Inf."""

@@ -63,7 +63,7 @@ def _signature(flavour: Flavour) -> tuple[str, str]:
             ("low", pattern), ("high", pattern), ("shift", pattern),
         ],
         "count": [("pair", "int64[::1]"), ("low", pattern)],
-        "collect": [("found", f"{pattern}[::1]"), ("low", pattern), ("high", pattern)],
+        "collect": [("found", f"{pattern}[::1]"), ("above", "int64[::1]"), ("low", pattern), ("high", pattern)],
     }  # fmt: skip
     arguments = special[flavour.kind]
     arguments += [
@@ -366,10 +366,8 @@ _COMPACT = (
 def _bracket(flavour: Flavour) -> str:
     unsigned = "uint32" if flavour.acc == "float32" else "uint64"
     after = (
-        f"more = np.{unsigned}(0)\n"
-        "for j in range(tile_end - tile_start):\n"
-        f"    more = np.{unsigned}(more + (np.{unsigned}(1) if tile[j] > high else np.{unsigned}(0)))\n"
-        "above += np.int64(more)\n"
+        _more(flavour)
+        + "above += np.int64(more)\n"
         + _COMPACT.format(target="kept", base="")
         + "for j in range(np.int64(taken)):\n"
         "    p = kept[j]\n"
@@ -395,5 +393,16 @@ def _count(flavour: Flavour) -> str:
 
 
 def _collect(flavour: Flavour) -> str:
-    after = _COMPACT.format(target="found", base="done + ") + "done += taken\n"
+    after = _more(flavour) + "above[0] += np.int64(more)\n"
+    after += _COMPACT.format(target="found", base="done + ") + "done += taken\n"
     return "done = np.uint64(0)\nwidth = high - low\n" + _tiles(flavour, after) + "return np.int64(done)\n"
+
+
+def _more(flavour: Flavour) -> str:
+    """How many patterns of a tile are above the bracket, counted in vector lanes."""
+    unsigned = "uint32" if flavour.acc == "float32" else "uint64"
+    return (
+        f"more = np.{unsigned}(0)\n"
+        "for j in range(tile_end - tile_start):\n"
+        f"    more = np.{unsigned}(more + (np.{unsigned}(1) if tile[j] > high else np.{unsigned}(0)))\n"
+    )

@@ -48,6 +48,7 @@ class CompiledBackend:
     def __init__(self) -> None:
         self._kernels: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.Lock()
+        self._local = threading.local()
 
     def _kernel(self, flavour: Flavour) -> Callable[..., Any]:
         kernel = self._kernels.get(flavour)
@@ -120,12 +121,22 @@ class CompiledBackend:
         )
         return int(above), counts, least, most
 
-    def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
+    def collect(
+        self, program: Program, block: Block, acc: np.dtype, low: int, high: int
+    ) -> tuple[int, np.ndarray]:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
-        found = np.empty(block.count + 1, unsigned)  # one spare: the loop writes before it decides
+        found = self._spare(block.count + 1, unsigned)  # one more: the loop writes before it decides
+        above = np.zeros(1, np.int64)
         kernel = self._kernel(self._flavour("collect", program, block, acc))
-        size = kernel(found, unsigned(low), unsigned(high), *self._arguments(program, block))
-        return found[:size].astype(np.uint64)
+        size = kernel(found, above, unsigned(low), unsigned(high), *self._arguments(program, block))
+        return int(above[0]), found[:size].copy()
+
+    def _spare(self, count: int, dtype: type) -> np.ndarray:
+        """A buffer of the calling thread, kept between calls: fresh pages cost more than the loop."""
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.nbytes < 8 * count:
+            buffer = self._local.buffer = np.empty(count, np.uint64)
+        return buffer.view(dtype)[:count]
 
     def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
         mask, unsigned = EXPONENT[dtype]

@@ -175,7 +175,9 @@ def where(condition: Sym | bool, yes: Number, no: Number) -> Sym:
     if isinstance(condition, bool | np.bool_):
         return first if condition else second
     if not isinstance(condition, Sym) or condition.kind != "bool":
-        raise MethodError("the condition of where(...) is not a truth value", fix="compare first: where(x > 0, a, b)")
+        raise MethodError(
+            "the condition of where(...) is not a truth value", fix="compare first: where(x > 0, a, b)"
+        )
     if first.kind != second.kind:
         first, second = wide(first), wide(second)
     return Sym("where", (condition, first, second), first.kind)
@@ -369,14 +371,18 @@ class _Tracer:
         self._known: dict[Instruction, int] = {}
         self._alive: list[Sym] = []  # ids stay unique only while nodes live
 
-    def visit(self, node: Sym) -> int:
-        found = self._seen.get(id(node))
-        if found is not None:
-            return found
-        self._alive.append(node)
-        position = self._emit(self._instruction(node))
-        self._seen[id(node)] = position
-        return position
+    def visit(self, root: Sym) -> int:
+        """The position of a node, after those of all it needs; no recursion, as sums may be hundreds deep."""
+        todo = [root]
+        while todo:
+            node = todo[-1]
+            waiting = [part for part in node.args if isinstance(part, Sym) and id(part) not in self._seen]
+            if waiting:
+                todo += reversed(waiting)
+            elif id(todo.pop()) not in self._seen:
+                self._alive.append(node)
+                self._seen[id(node)] = self._emit(self._instruction(node))
+        return self._seen[id(root)]
 
     def _instruction(self, node: Sym) -> Instruction:
         if node.op == "input":
@@ -392,7 +398,7 @@ class _Tracer:
                 return (node.op, slots.index(node.args[0]))
             slots.append(node.args[0])
             return (node.op, len(slots) - 1)
-        return (node.op, *(self.visit(argument) for argument in node.args))
+        return (node.op, *(self._seen[id(argument)] for argument in node.args))
 
     def _emit(self, instruction: Instruction) -> int:
         found = self._known.get(instruction)

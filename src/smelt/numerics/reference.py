@@ -182,9 +182,12 @@ class NumpyBackend:
         np.maximum.at(most, where, inside)
         return int((patterns > np.uint64(high)).sum()), counts, least, most
 
-    def collect(self, program: Program, block: Block, acc: np.dtype, low: int, high: int) -> np.ndarray:
+    def collect(
+        self, program: Program, block: Block, acc: np.dtype, low: int, high: int
+    ) -> tuple[int, np.ndarray]:
         patterns = self.patterns(program, block, acc)
-        return patterns[(patterns >= np.uint64(low)) & (patterns <= np.uint64(high))]
+        inside = (patterns >= np.uint64(low)) & (patterns <= np.uint64(high))
+        return int((patterns > np.uint64(high)).sum()), patterns[inside]
 
 
 def segment_sums(outputs: list[np.ndarray], cuts: np.ndarray) -> np.ndarray:

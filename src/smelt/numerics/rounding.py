@@ -43,7 +43,8 @@ def decode(raw: np.ndarray, dtype: str, acc: np.dtype) -> np.ndarray:
         values = raw.view(np.float16)
     else:
         values = raw
-    return values.astype(acc, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return values.astype(acc, copy=False)
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:

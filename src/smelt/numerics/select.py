@@ -18,8 +18,8 @@ from smelt.numerics.stats import KEEP_ALL, KEEP_NONE
 
 #: bins of a bracket; fewer for huge groups, where per-block counts would add up
 BINS, BINS_HUGE, HUGE = 1024, 256, 1 << 30
-#: with this few candidates left, collecting them beats binning them again
-COLLECT_AT_MOST = 1 << 20
+#: with this few candidates left, collecting them beats binning them
+COLLECT_AT_MOST = 1 << 22
 #: a group this small is collected at once
 SMALL = 1 << 16
 
@@ -87,11 +87,14 @@ class Selector:
         first, last = int(size * share - spread), int(size * share + spread)
         low = 0 if first <= 0 else int(ordered[first])
         high = top if last >= size - 1 else int(ordered[last])
+        inside = np.searchsorted(ordered, high, side="right") - np.searchsorted(ordered, low, side="left")
+        if low < high and inside * self.count <= COLLECT_AT_MOST * size:
+            return Pass("collect", low, high)
         return self._bracket(low, high)
 
     def take_bracket(self, results: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> None:
         """Digest the results of a bracket pass, one per block in order."""
-        asked, above = self.next, 0
+        above = 0
         per_block = []  # [blocks, bins]
         least = most = None
         for more, inside, low, high in results:
@@ -101,11 +104,7 @@ class Selector:
             most = high if most is None else np.maximum(most, high)
         counts: np.ndarray = np.add.reduce(per_block, axis=0, dtype=np.int64)
         assert least is not None and most is not None
-        if self.keep <= above:  # the sample misled: the answer is higher up
-            self._next = self._bracket(asked.high + 1, (1 << self.bits) - 1)
-            return
-        if self.keep > above + int(counts.sum()):
-            self._next = self._bracket(0, asked.low - 1)
+        if self._misled(above, int(counts.sum())):
             return
         higher = above + np.cumsum(counts[::-1])[::-1] - counts  # patterns above each bin
         chosen = int(np.flatnonzero((higher < self.keep) & (self.keep <= higher + counts))[0])
@@ -118,14 +117,27 @@ class Selector:
         else:
             self._next = self._bracket(smallest, largest)
 
-    def take_collected(self, results: Iterable[np.ndarray]) -> None:
+    def _misled(self, above: int, inside: int) -> bool:
+        """Whether the answer lies outside the bracket; if so, look on the right side of it next."""
+        if above < self.keep <= above + inside:
+            return False
+        low, high = self.next.low, self.next.high
+        self._next = (
+            self._bracket(high + 1, (1 << self.bits) - 1) if self.keep <= above else self._bracket(0, low - 1)
+        )
+        return True
+
+    def take_collected(self, results: Iterable[tuple[int, np.ndarray]]) -> None:
         """Digest the results of a collect pass, one per block in order."""
         results = list(results)
-        merged = np.sort(np.concatenate(results))
-        rank = self.keep - self._above
-        pattern = int(merged[len(merged) - rank])
-        self._above += int(len(merged) - np.searchsorted(merged, np.uint64(pattern), side="right"))
-        self._finish(pattern, [int((result == np.uint64(pattern)).sum()) for result in results])
+        above = sum(more for more, _ in results)
+        merged = np.concatenate([patterns for _, patterns in results])
+        if self._misled(above, len(merged)):
+            return
+        place = len(merged) - (self.keep - above)
+        pattern = np.partition(merged, place)[place]
+        self._above = above + int((merged > pattern).sum())
+        self._finish(int(pattern), [int((patterns == pattern).sum()) for _, patterns in results])
 
     def _finish(self, pattern: int, tie_counts: list[int]) -> None:
         self.pattern = pattern
