@@ -13,13 +13,14 @@ import numpy as np
 
 from smelt.engine.crew import Crew
 from smelt.engine.run import TensorRun
+from smelt.numerics.blocks import Block
 from smelt.numerics.expr import Program
 from smelt.numerics.reference import NumpyBackend
 from smelt.numerics.select import Selector
 from smelt.numerics.stats import KEEP_ALL, KEEP_NONE, Cut, Sum, Top
 
 #: elements looked at to guess where an order statistic lies, and how many at one place
-SAMPLE, PLACE = 1 << 16, 1024
+SAMPLE, PLACE = 1 << 16, 2048
 
 
 def measure_all(runs: Sequence[TensorRun], crew: Crew) -> None:
@@ -104,6 +105,11 @@ class _Search:
     keys: list[tuple[int, int]]
     selector: Selector
 
+    @property
+    def wants_sample(self) -> bool:
+        """Whether the tensors are too large to be looked at without a guess."""
+        return not self.selector.trivial and self.selector.next.kind == "bracket"
+
     @cached_property
     def position(self) -> dict[int, int]:
         """Where each run that takes part stands in this search."""
@@ -113,7 +119,8 @@ class _Search:
 def _tops(
     asked: list[tuple[TensorRun, list[Any]]], batch: list[list[tuple[int, int]]], crew: Crew
 ) -> dict[tuple[int, int], Cut]:
-    searches = [_start_search(asked, keys, crew) for keys in batch]
+    searches = [_start_search(asked, keys) for keys in batch]
+    _guess([search for search in searches if search.wants_sample], crew)
     while open_searches := [search for search in searches if not search.selector.done]:
         _one_pass(open_searches, crew)
     cuts: dict[tuple[int, int], Cut] = {}
@@ -122,9 +129,7 @@ def _tops(
     return cuts
 
 
-def _start_search(
-    asked: list[tuple[TensorRun, list[Any]]], keys: list[tuple[int, int]], crew: Crew
-) -> _Search:
+def _start_search(asked: list[tuple[TensorRun, list[Any]]], keys: list[tuple[int, int]]) -> _Search:
     runs = [asked[at][0] for at, _ in keys]
     requests: list[Top] = [asked[at][1][place] for at, place in keys]
     programs = [Program.of([request.value]) for request in requests]
@@ -133,38 +138,54 @@ def _start_search(
     for run, request in zip(runs, requests, strict=True):
         elements[request.density] += run.info.numel
     keep = int(sum(density * number for density, number in elements.items()))
-    selector = Selector(count, keep, 8 * runs[0].acc.itemsize)
-    if not selector.trivial and selector.next.kind == "bracket":
-        selector = Selector(count, keep, selector.bits, _sample(runs, programs, count, crew))
-    return _Search(runs, programs, keys, selector)
+    return _Search(runs, programs, keys, Selector(count, keep, 8 * runs[0].acc.itemsize))
 
 
-def _sample(runs: list[TensorRun], programs: list[Program], count: int, crew: Crew) -> np.ndarray:
-    """Patterns from evenly spread places; only a guess is made from them."""
-    every = max(count * PLACE // SAMPLE, PLACE)
-    found = []
-    for run, program in zip(runs, programs, strict=True):
+def _guess(searches: list[_Search], crew: Crew) -> None:
+    """Give searches patterns from evenly spread places; only where to look first depends on them."""
+    found: list[list[np.ndarray]] = [[] for _ in searches]
+    counts = [search.selector.count for search in searches]
+    for run, present in _by_run(searches):
+        every = max(max(counts[number] for number, _ in present) * PLACE // SAMPLE, PLACE)
         top = (1 << (8 * run.acc.itemsize)) - 1
         for start in range(0, run.info.numel, every):
             size = min(PLACE, run.info.numel - start)
-            block = run.block(program, start, size, crew.scratch())
-            found.append(run.backend.collect(program, block, run.acc, 0, top))
-    return np.concatenate(found)
+            programs = [searches[number].programs[position] for number, position in present]
+            block = run.block(programs, start, size, crew.scratch())
+            for (number, _), program in zip(present, programs, strict=True):
+                found[number].append(run.backend.collect(program, block, run.acc, 0, top)[1])
+    for search, patterns in zip(searches, found, strict=True):
+        old = search.selector
+        search.selector = Selector(old.count, old.keep, old.bits, np.concatenate(patterns))
+
+
+def _by_run(searches: list[_Search]) -> list[tuple[TensorRun, list[tuple[int, int]]]]:
+    """Every tensor that takes part, with (search, its place in that search) for each search it is in."""
+    runs = {at: run for search in searches for (at, _), run in zip(search.keys, search.runs, strict=True)}
+    return [
+        (runs[at], [(n, search.position[at]) for n, search in enumerate(searches) if at in search.position])
+        for at in sorted(runs)
+    ]
 
 
 def _one_pass(searches: list[_Search], crew: Crew) -> None:
     """One pass over the data for all searches at once; tensor by tensor, each for those it takes part in."""
     per_search: list[list[Any]] = [[] for _ in searches]
-    runs = {at: run for search in searches for (at, _), run in zip(search.keys, search.runs, strict=True)}
-    for at in sorted(runs):
-        present = [
-            (number, search.position[at]) for number, search in enumerate(searches) if at in search.position
-        ]
+    for run, present in _by_run(searches):
+        programs = [searches[number].programs[position] for number, position in present]
 
-        def look(start: int, size: int, scratch: Any, present: Any = present) -> list[Any]:
-            return [_look(searches[number], position, start, size, scratch) for number, position in present]
+        def look(
+            start: int,
+            size: int,
+            scratch: Any,
+            run: Any = run,
+            present: Any = present,
+            programs: Any = programs,
+        ) -> list[Any]:
+            block = run.block(programs, start, size, scratch)
+            return [_look(searches[number], position, block) for number, position in present]
 
-        for results in crew.each_block(runs[at].info.numel, look):
+        for results in crew.each_block(run.info.numel, look):
             for (number, _), result in zip(present, results, strict=True):
                 per_search[number].append(result)
     for search, results in zip(searches, per_search, strict=True):
@@ -176,9 +197,8 @@ def _one_pass(searches: list[_Search], crew: Crew) -> None:
         taken(results)
 
 
-def _look(search: _Search, position: int, start: int, size: int, scratch: Any) -> Any:
+def _look(search: _Search, position: int, block: Block) -> Any:
     run, program, wanted = search.runs[position], search.programs[position], search.selector.next
-    block = run.block(program, start, size, scratch)
     if wanted.kind == "bracket":
         bins = ((wanted.high - wanted.low) >> wanted.shift) + 1
         return run.backend.bracket(program, block, run.acc, wanted.low, wanted.high, wanted.shift, bins)

@@ -55,11 +55,16 @@ class TensorRun:
         shape = self.info.shape or (1,)
         return Grid(start, max(shape[-1], 1), max(prod(shape[1:]), 1))
 
-    def block(self, program: Program, start: int, size: int, scratch: Scratch, depth: int = 0) -> Block:
-        """The inputs a program reads, loaded."""
-        self._check_tables(program)
+    def block(
+        self, programs: Program | Sequence[Program], start: int, size: int, scratch: Scratch, depth: Any = 0
+    ) -> Block:
+        """The inputs that a program reads, or several together, loaded."""
+        wanted: set[int] = set()
+        for program in (programs,) if isinstance(programs, Program) else programs:
+            self._check_tables(program)
+            wanted.update(program.inputs)
         raws: list[np.ndarray | None] = [None] * len(self.feeds)
-        for position in program.inputs:
+        for position in sorted(wanted):
             raws[position] = self.feeds[position].load(start, size, scratch, (depth, position))
         return Block(raws, self.dtypes, size, self.grid(start))
 

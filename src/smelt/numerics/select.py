@@ -134,9 +134,9 @@ class Selector:
         merged = np.concatenate([patterns for _, patterns in results])
         if self._misled(above, len(merged)):
             return
-        place = len(merged) - (self.keep - above)
-        pattern = np.partition(merged, place)[place]
-        self._above = above + int((merged > pattern).sum())
+        merged.sort()  # vectorised; introselect crawls through long runs of equal values
+        pattern = merged[len(merged) - (self.keep - above)]
+        self._above = above + int(len(merged) - np.searchsorted(merged, pattern, side="right"))
         self._finish(int(pattern), [int((patterns == pattern).sum()) for _, patterns in results])
 
     def _finish(self, pattern: int, tie_counts: list[int]) -> None:
