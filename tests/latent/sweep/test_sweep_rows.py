@@ -59,9 +59,15 @@ def test_a_row_holds_what_a_reader_needs(rows: dict[str, Any]) -> None:
     )  # fmt: skip
     assert row["ratio"] == pytest.approx(0.8)
     assert {"mean", "std", "low", "high", "n"} == set(row["metrics"]["midpoint_cos"])
-    assert row["metrics"]["arc_ratio"]["low"] <= row["metrics"]["arc_ratio"]["mean"] <= row["metrics"]["arc_ratio"]["high"]
+    assert (
+        row["metrics"]["arc_ratio"]["low"]
+        <= row["metrics"]["arc_ratio"]["mean"]
+        <= row["metrics"]["arc_ratio"]["high"]
+    )
     assert set(row["scores"]["skills"]) == {"r", "s"} and row["scores"]["pooled"]["high"] < 1
-    assert row["costs"]["decode_tokens"] > 0 and row["costs"]["cpu_rss_mb"] > 10 and row["costs"]["ttft_s"] > 0
+    assert (
+        row["costs"]["decode_tokens"] > 0 and row["costs"]["cpu_rss_mb"] > 10 and row["costs"]["ttft_s"] > 0
+    )
     assert row["generation"]["seed"] == 0 and row["generation"]["max_tokens"] == 4
     assert row["models"]["base"]["weights"] != row["models"]["donor"]["weights"]
     assert rows["ensemble probs β=0.5"]["metrics"] is None
@@ -98,7 +104,11 @@ def test_other_weights_prompts_or_settings_are_measured_anew(tmp_path: Path) -> 
     count = len(run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path, kit.HOW).rows)
     other = Arena(tiny.tiny_causal(seed=0), tiny.tiny_causal(seed=2), tiny.byte_tokenizer(), ("b", "d"))
     longer = How(max_tokens=5, form="plain", draws=50)
-    for case in ((other, kit.prompts(), kit.HOW), (kit.arena(), kit.prompts(5), kit.HOW), (kit.arena(), kit.prompts(), longer)):
+    for case in (
+        (other, kit.prompts(), kit.HOW),
+        (kit.arena(), kit.prompts(5), kit.HOW),
+        (kit.arena(), kit.prompts(), longer),
+    ):
         assert run_sweep(case[0], case[1], kit.SMALL, tmp_path, case[2]).computed == count
     batched = How(max_tokens=4, form="plain", batch=3, draws=50)
     assert run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path, batched).computed == 0
@@ -118,7 +128,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Bench, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path / "cut", kit.HOW)
-    monkeypatch.setattr(Bench, "measure", lambda self, cell: (measured.append(cell.name), real(self, cell))[1])
+    monkeypatch.setattr(
+        Bench, "measure", lambda self, cell: (measured.append(cell.name), real(self, cell))[1]
+    )
     with (tmp_path / "cut" / ROWS).open("a") as file:
         file.write('{"key": "torn')  # what a crash in the middle of a write leaves
     after = run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path / "cut", kit.HOW)
@@ -164,7 +176,9 @@ def test_a_second_writer_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_best_are_measured_on_prompts_they_were_not_chosen_on(tmp_path: Path) -> None:
-    found = run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path, kit.HOW, report=kit.prompts(8, first=20))
+    found = run_sweep(
+        kit.arena(), kit.prompts(), kit.SMALL, tmp_path, kit.HOW, report=kit.prompts(8, first=20)
+    )
     assert [row["name"] for row in found.report] == [row["name"] for row in best_rows(found.rows)]
     assert {row["split"] for row in found.report} == {"report"} and {row["n"] for row in found.report} == {8}
     with pytest.raises(LatentError, match="1 prompts are in both splits"):
@@ -172,7 +186,9 @@ def test_the_best_are_measured_on_prompts_they_were_not_chosen_on(tmp_path: Path
 
 
 def test_what_two_models_do_not_allow_has_a_reason(tmp_path: Path) -> None:
-    wide = Arena(tiny.tiny_causal(seed=0), tiny.tiny_causal(seed=1, intermediate_size=64), tiny.byte_tokenizer())
+    wide = Arena(
+        tiny.tiny_causal(seed=0), tiny.tiny_causal(seed=1, intermediate_size=64), tiny.byte_tokenizer()
+    )
     found = {row["name"]: row for row in run_sweep(wide, kit.prompts(), kit.SMALL, tmp_path, kit.HOW).rows}
     weight = found["weight linear β=0.5"]
     assert weight["status"] == "impossible" and "shapes" in weight["reason"] and weight["scores"] is None
@@ -181,13 +197,21 @@ def test_what_two_models_do_not_allow_has_a_reason(tmp_path: Path) -> None:
 
 def test_tables_have_the_published_headings(swept: Swept, tmp_path: Path) -> None:
     write_tables(swept, tmp_path)
-    tables = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.glob("*.csv")}
+    tables = {
+        path.name: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.glob("*.csv")
+    }
     assert tuple(tables["lerp.csv"][0]) == CSV_COLUMNS and len(tables["lerp.csv"]) == 9
     assert tuple(tables["regmean.csv"][0]) == tuple("lambda_reg" if c == "beta" else c for c in CSV_COLUMNS)
     assert tuple(tables["summary.csv"][0]) == SUMMARY_COLUMNS
     assert tuple(tables["system_costs.csv"][0]) == SYSTEM_COST_COLUMNS
     assert len(tables["sweep.csv"]) == len(swept.rows) == len(tables["system_costs.csv"])
-    assert {row["kind"] for row in tables["baselines.csv"]} == {"base", "donor", "weight", "ensemble", "stitched"}
+    assert {row["kind"] for row in tables["baselines.csv"]} == {
+        "base",
+        "donor",
+        "weight",
+        "ensemble",
+        "stitched",
+    }
     half = next(row for row in tables["slerp.csv"] if row["layer"] == "4" and row["beta"] == "0.5")
     assert float(half["midpoint_cos_mean"]) == pytest.approx(1.0, abs=1e-5)
 
@@ -195,7 +219,11 @@ def test_tables_have_the_published_headings(swept: Swept, tmp_path: Path) -> Non
 def test_a_pivot_has_layers_down_and_ratios_across(swept: Swept) -> None:
     blends = [row for row in swept.rows if row["kind"] == "latent" and row["op"] == "slerp"]
     lines = pivot(blends, "midpoint_cos").split("\n")
-    assert lines[0] == "| layer | β=0 | β=0.5 | β=1 |" and [line[:4] for line in lines[2:]] == ["| 0 ", "| 2 ", "| 4 "]
+    assert lines[0] == "| layer | β=0 | β=0.5 | β=1 |" and [line[:4] for line in lines[2:]] == [
+        "| 0 ",
+        "| 2 ",
+        "| 4 ",
+    ]
     assert lines[-1].split(" | ")[2] == "1.000"
 
 
