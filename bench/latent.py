@@ -48,6 +48,10 @@ class Setup:
     select: int = 64  # prompts of each skill to choose on
     report: int = 128  # other prompts of each skill to measure on
     width: int = 64
+    kept: tuple[float, ...] = (
+        0.0,
+        0.03,
+    )  # share of the other skill in a model's own training; one regime each
 
     @property
     def grid(self) -> Grid:
@@ -56,7 +60,7 @@ class Setup:
         return Grid(sites, ("lerp", "slerp", "regmean"), (0.25, 0.5, 0.75))
 
 
-QUICK = Setup(seeds=2, ancestor_steps=30, steps=60, select=8, report=16, width=32)
+QUICK = Setup(seeds=2, ancestor_steps=30, steps=60, select=8, report=16, width=32, kept=(0.03,))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -131,8 +135,10 @@ def train(
     return model.eval()
 
 
-def make_pair(seed: int, setup: Setup, held_out: set[str]) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
-    """Two models with one ancestor, each trained further on one skill alone."""
+def make_pair(
+    seed: int, setup: Setup, held_out: set[str], kept: float
+) -> tuple[LlamaForCausalLM, LlamaForCausalLM]:
+    """Two models with one ancestor, each trained further on one skill and a share of the other."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     config = LlamaConfig(
@@ -143,17 +149,17 @@ def make_pair(seed: int, setup: Setup, held_out: set[str]) -> tuple[LlamaForCaus
     ancestor = train(LlamaForCausalLM(config), (0.5, 0.5), setup.ancestor_steps, 10 * seed, held_out)
     pair = []
     for number in range(2):
-        shares = (1.0, 0.0) if number == 0 else (0.0, 1.0)
+        shares = (1 - kept, kept) if number == 0 else (kept, 1 - kept)
         child = copy.deepcopy(ancestor).train()
         pair.append(train(child, shares, setup.steps, 10 * seed + 1 + number, held_out))
     return pair[0], pair[1]
 
 
-def run_seed(seed: int, setup: Setup, folder: Path) -> Run:
+def run_seed(seed: int, setup: Setup, folder: Path, kept: float) -> Run:
     """Train, sweep, choose, measure."""
     begun = time.monotonic()
     choose, measure, held_out = split_words(seed, setup)
-    base, donor = make_pair(seed, setup, held_out)
+    base, donor = make_pair(seed, setup, held_out, kept)
     trained = time.monotonic()
     arena = Arena(base, donor, make_tokenizer(), SKILLS)
     how = How(max_tokens=LENGTH + 1, form="plain", batch=128, metric_prompts=16, draws=200)
@@ -181,8 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                      **{name: value for name, value in changes.items() if value}})  # fmt: skip
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="smelt-latent-bench-") as folder:
-        runs = [run_seed(seed, setup, Path(folder) / str(seed)) for seed in range(setup.seeds)]
-    page = write_page(runs, setup, given.docs)
+        regimes = {
+            kept: [
+                run_seed(seed, setup, Path(folder) / f"{kept}-{seed}", kept) for seed in range(setup.seeds)
+            ]
+            for kept in setup.kept
+        }
+    page = write_page(regimes, setup, given.docs)
     print(json.dumps({"page": str(page), "seeds": setup.seeds}))
 
 

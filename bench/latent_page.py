@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from smelt.analyse.figures import Curves, Labels, bars, curves, heat_map, save
+from smelt.latent.sweep import best_rows
 
 LAYER = "layer of the site (input of that decoder layer; the last is before the final norm)"
 SHARE = "right answers, mean over skills (share)"
 CAPTIONS = {
-    "latent_families.png": "Best of each kind, held-out prompts, range over seeds",
-    "latent_layers.png": "Half blends over the layers, with whole-model baselines at the same ratio",
-    "latent_slerp.png": "slerp: mean over skills, by layer and ratio",
-    "latent_midness.png": "Midness of half blends over the layers",
+    "families": "Best of each kind, held-out prompts, range over seeds",
+    "layers": "Half blends over the layers, with whole-model baselines at the same ratio",
+    "slerp": "slerp: mean over skills, by layer and ratio",
+    "midness": "Midness of half blends over the layers",
 }
 
 
@@ -76,23 +77,36 @@ def family(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (row["kind"], row["op"]) if part)
 
 
-def write_page(runs: Sequence[Run], setup: Any, docs: Path) -> Path:
-    """Write the page and its plots; equal rows give equal bytes."""
+def write_page(regimes: Mapping[float, Sequence[Run]], setup: Any, docs: Path) -> Path:
+    """Write the page and its plots; ``regimes``: seeds by the share of the other skill that was kept."""
     docs.mkdir(parents=True, exist_ok=True)
-    chosen = spreads((run.report for run in runs), family)
-    cells = spreads((run.rows for run in runs), lambda row: row["name"])
-    draw(runs, chosen, docs)
-    parts = [
-        intro(setup),
-        best_table(chosen, runs),
-        *findings(chosen, cells),
-        layer_table(runs),
-        midness(runs),
-        notes(),
-    ]
+    parts = [intro(setup)]
+    for kept, runs in regimes.items():
+        chosen = spreads((run.report for run in runs), family)
+        cells = spreads((run.rows for run in runs), lambda row: row["name"])
+        tag = f"_{kept * 100:g}"
+        draw(runs, chosen, docs, tag)
+        parts += [
+            heading(kept),
+            best_table(chosen, runs, tag),
+            *findings(chosen, spreads((best_rows(run.rows) for run in runs), family), cells),
+        ]
+        parts += [layer_table(runs, tag), midness(runs, tag)]
+    parts.append(notes())
     page = docs / "latent.md"
     page.write_text("\n\n".join(parts) + "\n")
     return page
+
+
+def heading(kept: float) -> str:
+    """What is particular to a regime."""
+    if not kept:
+        return """## When nothing of the other skill was kept
+
+After the ancestor each model saw its own skill alone."""
+    return f"""## When a little of the other skill was kept
+
+After the ancestor {100 * kept:g} % of each model's training was the other skill."""
 
 
 def intro(setup: Any) -> str:
@@ -103,23 +117,25 @@ def intro(setup: Any) -> str:
 
 Latent merging blends the hidden states of two models while they generate. This page measures it where
 everything can be checked: {setup.seeds} pairs of Llama models of four layers (hidden size {setup.width}), trained here
-from one ancestor ({setup.ancestor_steps} steps on both skills, then {setup.steps} steps on one skill alone). One skill
+from one ancestor ({setup.ancestor_steps} steps on both skills, then {setup.steps} steps on one of them). One skill
 reverses four letters, the other moves each letter one on. An answer counts only if every letter is right.
+Base and donor are the two specialists; "weight" merges their weights by smelt's engine, "ensemble" mixes their
+outputs, "stitched" sets the base's upper layers on the donor's lower ones.
 
 Each kind of system tries its ratios (and layers) on {setup.select} words per skill; the best of them is then measured
 on {setup.report} other words per skill. Training saw none of these words. So the first table is free of
 the bias of picking a winner among many on the prompts that it is reported on. Run it again with
-`make latent-bench` (about two minutes on one quiet CPU core); `smelt latent sweep` does the same for any two models."""
+`make latent-bench` (about four minutes on one quiet CPU core); `smelt latent sweep` does the same for any two models."""
 
 
-def best_table(chosen: Sequence[Spread], runs: Sequence[Run]) -> str:
+def best_table(chosen: Sequence[Spread], runs: Sequence[Run], tag: str) -> str:
     """The table that matters."""
     picked: dict[str, list[str]] = {}
     for run in runs:
         for row in run.report:
             picked.setdefault(family(row), []).append(_setting(row))
     lines = [
-        "## Best of each kind, on held-out prompts",
+        "### Best of each kind, on held-out prompts",
         "",
         "| system | mean over skills | ± between seeds | lowest seed | worse skill | chosen, seed by seed |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -127,8 +143,12 @@ def best_table(chosen: Sequence[Spread], runs: Sequence[Run]) -> str:
     for one in sorted(chosen, key=lambda one: -one.mean):
         figures = f"{one.mean:.3f} | {one.deviation:.3f} | {min(one.means):.3f} | {one.worst:.3f}"
         lines.append(f"| {one.name} | {figures} | {', '.join(picked[one.name]) or '–'} |")
-    shown = "latent_families.png"
-    return "\n".join([*lines, "", f"![{CAPTIONS[shown]}]({shown})"])
+    return "\n".join([*lines, "", image("families", tag)])
+
+
+def image(name: str, tag: str) -> str:
+    """A plot of this regime, as markdown."""
+    return f"![{CAPTIONS[name]}](latent_{name}{tag}.png)"
 
 
 def _setting(row: Mapping[str, Any]) -> str:
@@ -138,20 +158,21 @@ def _setting(row: Mapping[str, Any]) -> str:
     return " ".join(part for part in (layers, ratio) if part) or "–"
 
 
-def findings(chosen: Sequence[Spread], cells: Sequence[Spread]) -> list[str]:
-    """Sentences that follow from the figures, whichever way they fall."""
+def findings(chosen: Sequence[Spread], picked: Sequence[Spread], cells: Sequence[Spread]) -> list[str]:
+    """Sentences that follow from the figures, whichever way they fall.
+
+    ``picked``: the best of each family on the selection prompts, by which families are chosen too.
+    """
     by_name = {one.name: one for one in [*cells, *chosen]}
-    latent = max((one for one in chosen if one.name.startswith("latent")), key=lambda one: one.mean)
-    lines = ["## What was seen", ""]
-    for kind, title in (("ensemble", "ensemble"), ("weight", "weight merge")):
-        rivals = [one for one in chosen if one.name.startswith(kind)]
-        if rivals:
-            lines.append(f"- {_against(latent, max(rivals, key=lambda one: one.mean), title)}")
+    latent = _champion("latent", chosen, picked)
+    lines = ["### What was seen", ""]
+    for kind, title in (("ensemble", "ensemble"), ("weight", "weight merge"), ("stitched", "stitched model")):
+        lines.append(f"- {_against(latent, _champion(kind, chosen, picked), title)}")
     singles = [by_name[name] for name in ("base", "donor") if name in by_name]
     best_single = max(singles, key=lambda one: one.mean)
     lines.append(
         f"- Alone, the better of the two models reaches {best_single.mean:.3f}, and {best_single.worst:.3f} on its "
-        "worse skill: whatever lies above it has put two skills together."
+        "worse skill: what lies above both has put two skills together."
     )
     lines += _halves(by_name)
     lines.append(
@@ -162,6 +183,13 @@ def findings(chosen: Sequence[Spread], cells: Sequence[Spread]) -> list[str]:
     return ["\n".join(lines)]
 
 
+def _champion(kind: str, chosen: Sequence[Spread], picked: Sequence[Spread]) -> Spread:
+    """The family of a kind that did best on the selection prompts, with its held-out figures."""
+    held_out = {one.name: one for one in chosen}
+    best = max((one for one in picked if one.name.split()[0] == kind), key=lambda one: one.mean)
+    return held_out[best.name]
+
+
 def _against(latent: Spread, rival: Spread, title: str) -> str:
     gaps = [a - b for a, b in zip(latent.means, rival.means, strict=True)]
     gap = statistics.fmean(gaps)
@@ -169,6 +197,7 @@ def _against(latent: Spread, rival: Spread, title: str) -> str:
     error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
     if abs(gap) <= max(2 * error, 0.005):
         verdict = "no difference that these seeds can tell"
+        verdict += " (both are at the ceiling of this task)" if min(latent.mean, rival.mean) > 0.99 else ""
     else:
         verdict = "ahead" if gap > 0 else "behind"
     return (
@@ -199,12 +228,12 @@ def _halves(by_name: Mapping[str, Spread]) -> list[str]:
     ]
 
 
-def layer_table(runs: Sequence[Run]) -> str:
+def layer_table(runs: Sequence[Run], tag: str) -> str:
     """Every blend, all seeds: no choice is made here, so nothing is biased by one."""
     cells = {one.name: one for one in spreads((run.rows for run in runs), lambda row: row["name"])}
     rows = [row for row in runs[0].rows if row["kind"] == "latent"]
     lines = [
-        "## Every layer and ratio",
+        "### Every layer and ratio",
         "",
         "Mean over skills and seeds (worse skill in brackets), selection prompts.",
     ]
@@ -212,14 +241,13 @@ def layer_table(runs: Sequence[Run]) -> str:
         members = [row for row in rows if row["op"] == op]
         ratios = list(dict.fromkeys(_ratio(row) for row in members))
         letter = "β" if members[0]["lambda"] is None else "λ"
-        lines += ["", f"### {op}", "", _line(["layer", *(f"{letter}={ratio:g}" for ratio in ratios)])]
+        lines += ["", f"**{op}**", "", _line(["layer", *(f"{letter}={ratio:g}" for ratio in ratios)])]
         lines.append(_line(["---"] * (len(ratios) + 1)))
         for place in dict.fromkeys(tuple(row["layers"]) for row in members):
             at = [row for row in members if tuple(row["layers"]) == place]
             shown = [f"{cells[row['name']].mean:.3f} ({cells[row['name']].worst:.3f})" for row in at]
             lines.append(_line(["+".join(map(str, place)), *shown]))
-    pictures = ("latent_layers.png", "latent_slerp.png")
-    return "\n".join([*lines, *(f"\n![{CAPTIONS[name]}]({name})" for name in pictures)])
+    return "\n".join([*lines, *(f"\n{image(name, tag)}" for name in ("layers", "slerp"))])
 
 
 def _ratio(row: Mapping[str, Any]) -> float:
@@ -230,11 +258,11 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def midness(runs: Sequence[Run]) -> str:
+def midness(runs: Sequence[Run], tag: str) -> str:
     """What the published similarity figures say, beside the scores."""
     table = half_blends(runs)
     lines = [
-        "## Midness is not quality",
+        "### Midness is not quality",
         "",
         "Cosine of the final state to the midpoint of the arc between base and donor, half blends and half weight "
         "merges, beside the score.",
@@ -249,7 +277,7 @@ def midness(runs: Sequence[Run]) -> str:
         f"At the last layer a half slerp has midness {last['midness']:.3f} by construction, whatever the models are: "
         "midness measured at the final state says how near the site is to the end. Choose by a task's score.",
         "",
-        f"![{CAPTIONS['latent_midness.png']}](latent_midness.png)",
+        image("midness", tag),
     ]
     return "\n".join(lines)
 
@@ -286,14 +314,17 @@ questions. For those run `smelt latent experiment a` (answers, exact scores, and
 layer) and `c` (layers and ratios) on the models in question, with `--report` prompts that were not chosen on."""
 
 
-def draw(runs: Sequence[Run], chosen: Sequence[Spread], docs: Path) -> None:
+def draw(runs: Sequence[Run], chosen: Sequence[Spread], docs: Path, tag: str) -> None:
     """All plots of the page."""
     table = [
         {"name": one.name, "mean": one.mean, "low": min(one.means), "high": max(one.means)}
         for one in sorted(chosen, key=lambda one: -one.mean)
     ]
-    labels = Labels(CAPTIONS["latent_families.png"], SHARE, "system")
-    save(bars(table, labels, name="name", value="mean", low="low", high="high"), docs / "latent_families.png")
+    labels = Labels(CAPTIONS["families"], SHARE, "system")
+    save(
+        bars(table, labels, name="name", value="mean", low="low", high="high"),
+        docs / f"latent_families{tag}.png",
+    )
     halves = [row for row in half_blends(runs) if row["kind"] == "latent"]
     levels = {
         one.name: one.mean
@@ -302,11 +333,14 @@ def draw(runs: Sequence[Run], chosen: Sequence[Spread], docs: Path) -> None:
         and "0.57" not in one.name
     }  # fmt: skip
     how = Curves("layer", "score", "op", "low", "high", levels)
-    save(curves(halves, Labels(CAPTIONS["latent_layers.png"], LAYER, SHARE), how), docs / "latent_layers.png")
+    save(curves(halves, Labels(CAPTIONS["layers"], LAYER, SHARE), how), docs / f"latent_layers{tag}.png")
     arcs = {row["op"]: row["midness"] for row in half_blends(runs) if row["kind"] == "weight"}
-    labels = Labels(CAPTIONS["latent_midness.png"], LAYER, "cosine to the midpoint of the arc")
-    save(curves(halves, labels, Curves("layer", "midness", "op", levels=arcs)), docs / "latent_midness.png")
-    _draw_heat(runs, docs / "latent_slerp.png")
+    labels = Labels(CAPTIONS["midness"], LAYER, "cosine to the midpoint of the arc")
+    save(
+        curves(halves, labels, Curves("layer", "midness", "op", levels=arcs)),
+        docs / f"latent_midness{tag}.png",
+    )
+    _draw_heat(runs, docs / f"latent_slerp{tag}.png")
 
 
 def _draw_heat(runs: Sequence[Run], path: Path) -> None:
@@ -316,5 +350,5 @@ def _draw_heat(runs: Sequence[Run], path: Path) -> None:
         for row in runs[0].rows
         if row["kind"] == "latent" and row["op"] == "slerp" and len(row["layers"]) == 1
     ]
-    labels = Labels(CAPTIONS[path.name], "β (share of the donor)", "layer of the site", SHARE)
+    labels = Labels(CAPTIONS["slerp"], "β (share of the donor)", "layer of the site", SHARE)
     save(heat_map(table, labels, x="x", y="y", value="v", low=0.0, high=1.0), path)

@@ -110,8 +110,10 @@ def curves(table: Table, labels: Labels, what: Curves) -> Figure:
         if what.low and what.high and all(row[what.low] is not None for row in rows):
             bounds = [row[what.low] for row in rows], [row[what.high] for row in rows]
             axes.fill_between(places, *bounds, color=colour, alpha=0.12, linewidth=0)
+    first = len({str(row[what.series]) for row in table})
     for index, (name, level) in enumerate(what.levels.items()):
-        axes.axhline(level, color="0.35", linestyle=STYLES[index % len(STYLES)], linewidth=1.2, label=name)
+        colour = COLOURS[(first + index) % len(COLOURS)]
+        axes.axhline(level, color=colour, linestyle=STYLES[index % len(STYLES)], linewidth=1.3, label=name)
     axes.set_xticks(_ordered(row[what.x] for row in table))
     axes.grid(alpha=0.25)
     _label(axes, labels)

@@ -166,7 +166,7 @@ def judge_duels(
 def duel_lines(duels: Sequence[Duel]) -> list[str]:
     """Markdown: latent against weight for each operator."""
     lines = [
-        "| operator | latent: mean score | weight: mean score | only one right: latent / weight | sign test p | judge: latent wins |",
+        "| operator | latent: mean score | weight: mean score | only one right: latent / weight | sign p | judge: latent wins |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for duel in duels:
