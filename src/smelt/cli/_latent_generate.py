@@ -32,10 +32,7 @@ def run_generate(served: Served, rows: Sequence[PromptRow], request: Request) ->
     """Answer, and say how it went."""
     from smelt.latent.batch import answer_file
 
-    name = request.by
-    if name == "donor" and "donor-1" in served.voices:
-        name = "donor-1"
-    voice = served.blend if name == "blend" else served.voice(name)
+    voice = next(voice for voice in served.voices.values() if voice.kind == request.by)
     if request.overwrite:
         request.out.unlink(missing_ok=True)
     with _bar(request.quiet or request.as_json) as on_change:

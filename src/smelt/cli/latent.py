@@ -169,7 +169,8 @@ def generate(
     job = Job(
         Sampling(temperature, top_p), max_tokens, tuple(stop or ()), batch, seed, str(form), system, skip_long
     )
-    served = _load(model, base, donor, layer, beta, op, scope, by is Who.donor, dtype, device)
+    lean = None if by is Who.blend else str(by)
+    served = _load(model, base, donor, layer, beta, op, scope, False, dtype, device, alone=lean)
     run_generate(served, rows, Request(out, str(by), job, overwrite, as_json, quiet))
 
 
@@ -233,15 +234,18 @@ def _load(
     dtype: str | None,
     device: str | None,
     name: str = "blend",
+    alone: str | None = None,
 ) -> Served:
     """The models, quietly: progress bars of other libraries say nothing to the one who asked."""
     from smelt.latent.recipe_choice import as_layer, pick_recipe
-    from smelt.latent.serving import load, quiet_loading
+    from smelt.latent.serving import load, load_alone, quiet_loading
 
     recipe, folder = pick_recipe(
         model, base, donor or (), layer=as_layer(layer), beta=beta, op=op, scope=scope
     )
     with quiet_loading():
+        if alone is not None:
+            return load_alone(recipe, folder, kind=alone, dtype=dtype, device=device)
         return load(recipe, folder, full_donors=full, dtype=dtype, device=device, name=name)
 
 

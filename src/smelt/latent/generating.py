@@ -6,10 +6,11 @@ text are the same, and rows of a batch depend on nothing but their own prompt an
 
 from __future__ import annotations
 
+import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -328,6 +329,29 @@ def run(
     ]
     asked = sum(len(prompt) for prompt in task.prompts)
     return Outcome(tuple(answers), asked, _timing(begun, watcher.first, [row.tokens for row in rows]))
+
+
+def stream(voice: Voice, task: Task) -> Iterator[Delta]:
+    """The news of :func:`run` as they come. Errors are raised here; leaving the loop early stops the model."""
+    events: queue.SimpleQueue[Delta | Outcome | BaseException] = queue.SimpleQueue()
+    cancel = threading.Event()
+
+    def work() -> None:
+        try:
+            events.put(run(voice, task, events.put, cancel))
+        except BaseException as error:
+            events.put(error)
+
+    thread = threading.Thread(target=work, name="smelt-stream", daemon=True)
+    thread.start()
+    try:
+        while isinstance(event := events.get(), Delta):
+            yield event
+        if isinstance(event, BaseException):
+            raise event
+    finally:
+        cancel.set()
+        thread.join()
 
 
 def _generate(

@@ -14,7 +14,7 @@ from typing import Any
 
 from smelt.core.errors import LatentError, did_you_mean
 from smelt.latent.answering import stop_tokens
-from smelt.latent.generating import Voice
+from smelt.latent.generating import Sampling, Task, Voice
 from smelt.latent.loading import load_base, load_config, load_donor, load_tokenizer, place
 from smelt.latent.plan import site_coefs
 from smelt.latent.prompts import encode
@@ -83,6 +83,20 @@ class Served:
             raise LatentError(
                 f"the chat template refuses these messages: {error}", where=voice.name
             ) from error
+
+    def task(
+        self,
+        voice: Voice,
+        prompt: Any,
+        blend: Blend | None = None,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+    ) -> Task:
+        """One prompt (a text, or chat messages) for ``generating.run`` or ``generating.stream``."""
+        ids = self.encode(voice, prompt)
+        options = self.options(voice, blend or Blend())
+        return Task((ids,), max_tokens, sampling=sampling or Sampling(), options=options)
 
     def settings_for(self, blend: Blend) -> Settings:
         """Sites and scope that a request ends up with (its ratio apart)."""
@@ -164,17 +178,51 @@ def load(
     go to any layer; otherwise only as deep as the recipe's sites reach.
     """
     check_name(name)
-    own = load_tokenizer(ModelRef(str(folder))) if folder and (folder / TOKENIZER).is_file() else None
-    tokenizer = own or load_tokenizer(recipe.base, folder)
-    if tokenizer is None:
-        fix = "save the tokenizer into its directory"
-        raise LatentError("no tokenizer beside the base", where=recipe.base.path, fix=fix)
+    tokenizer = _tokenizer(recipe, folder)
     base = load_base(recipe.base, dtype=dtype, device=device or best_device(), folder=folder).eval()
     loaded = [_donor(ref, base, folder, full_donors) for ref in recipe.donors]
     wrapper = _wrap(recipe, base, [model for model, _ in loaded], tokenizer, folder, full_donors)
     recipe = absolute(recipe, folder)
     wrapper.config.recipe = recipe.to_dict()
     return _served(wrapper, recipe, [reason for _, reason in loaded], name)
+
+
+def load_alone(
+    recipe: LatentRecipe, folder: Path | None = None, *, kind: str, dtype: Any = None, device: Any = None
+) -> Served:
+    """Only the base of a recipe, or only its first donor: nothing else takes memory.
+
+    A donor that is an adapter or quantised needs the base, so then everything is loaded.
+    """
+    ref = recipe.base if kind == "base" else recipe.donors[0]
+    if kind != "base" and (ref.adapter or ref.quant):
+        return load(recipe, folder, dtype=dtype, device=device)
+    tokenizer = _tokenizer(recipe, folder)
+    tokenizer = tokenizer if kind == "base" else load_tokenizer(ref, folder) or tokenizer
+    options = {"dtype": dtype, "device": device or best_device(), "folder": folder}
+    model, info = load_base(ref, output_loading_info=True, **options)
+    name = donor_name(0, len(recipe.donors)) if kind != "base" else "base"
+    inner = model.config.get_text_config(decoder=True)
+    if info["missing_keys"] or getattr(inner, "smelt_full_depth", None):
+        raise LatentError(f"{name} is stored without its upper layers or head", where=ref.path)
+    stops = frozenset(stop_tokens(model, tokenizer))
+    voice = Voice(name, kind, model.eval(), tokenizer, stops, _context(model, tokenizer))
+    return Served(None, absolute(recipe, folder), {name: voice})
+
+
+def donor_name(index: int, count: int) -> str:
+    """What clients call a donor."""
+    return "donor" if count == 1 else f"donor-{index + 1}"
+
+
+def _tokenizer(recipe: LatentRecipe, folder: Path | None) -> Any:
+    """That of a saved merge, else that of its base."""
+    own = load_tokenizer(ModelRef(str(folder))) if folder and (folder / TOKENIZER).is_file() else None
+    found = own or load_tokenizer(recipe.base, folder)
+    if found is None:
+        fix = "save the tokenizer into its directory"
+        raise LatentError("no tokenizer beside the base", where=recipe.base.path, fix=fix)
+    return found
 
 
 def _wrap(
@@ -283,7 +331,7 @@ def _served(wrapper: Any, recipe: LatentRecipe, reasons: Sequence[str], name: st
     }
     missing = {}
     for index, (donor, reason) in enumerate(zip(wrapper.donors, reasons, strict=True)):
-        title = "donor" if len(reasons) == 1 else f"donor-{index + 1}"
+        title = donor_name(index, len(reasons))
         if reason:
             missing[title] = reason
             continue

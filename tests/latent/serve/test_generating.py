@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from smelt.core.errors import LatentError
-from smelt.latent.generating import Delta, Sampling, Task, Voice, run
+from smelt.latent.generating import Delta, Sampling, Task, Voice, run, stream
 from smelt.latent.serving import Blend, Served
 
 GREEDY = Sampling(temperature=0.0)
@@ -216,6 +216,23 @@ def test_cancelling_ends_within_one_token(served: Served) -> None:
     assert (answer.finish, answer.tokens) == ("cancelled", 3)
     assert "".join(delta.text for delta in seen) == answer.text
     assert run(voice, task, None, cancel).answers[0].tokens == 0  # cancelled before it began
+
+
+def test_a_stream_yields_raises_and_stops(served: Served) -> None:
+    voice = served.voice("blend")
+    task = task_of(served, voice, "r:abcd>", max_tokens=200, ignore_eos=True)
+    whole = run(voice, task).answers[0].text
+    assert "".join(delta.text for delta in stream(voice, task)) == whole
+    before = threading.active_count()
+    for delta in stream(voice, task):
+        if delta.tokens == 3:
+            break
+    assert delta.tokens == 3 and threading.active_count() == before  # nobody generates on
+    spoilt = replace(task, sampling=replace(GREEDY, logit_bias={5: float("nan")}))
+    with pytest.raises(LatentError, match="NaN"):
+        list(stream(voice, spoilt))
+    short = served.task(voice, "s:abcd>", Blend(beta=1.0), sampling=GREEDY)
+    assert "".join(delta.text for delta in stream(voice, short)) == "bcde"
 
 
 def test_an_error_of_the_listener_or_the_model_is_not_lost(served: Served) -> None:

@@ -62,8 +62,6 @@ def evaluated(model: Any, tasks: Path) -> tuple[dict[str, float], dict[str, list
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_lm_evaluation_harness(
     served: Served, pair_dir: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

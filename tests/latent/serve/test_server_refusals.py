@@ -12,7 +12,7 @@ import pytest
 from serve_kit import LiveServer, wait_until
 
 from smelt.latent.openai_requests import Limits
-from smelt.latent.server_app import Access
+from smelt.latent.server_app import PAGE, Access
 from smelt.latent.serving import Served
 
 HELLO = [{"role": "user", "content": "r:abcd>"}]
@@ -237,3 +237,13 @@ def test_a_full_queue_says_come_back(served: Served, slow: list[int]) -> None:
         assert (
             http.post("/v1/chat/completions", json={"model": "blend", "messages": HELLO}).status_code == 200
         )
+
+
+def test_every_file_of_the_page_is_packaged() -> None:
+    import tomllib
+    from pathlib import Path
+
+    data = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    patterns = data["tool"]["setuptools"]["package-data"]["smelt"]
+    for name, _ in PAGE.values():
+        assert f"**/*{Path(name).suffix}" in patterns

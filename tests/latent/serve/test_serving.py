@@ -16,17 +16,12 @@ from smelt.latent import LatentMergedForCausalLM, Site
 from smelt.latent.generating import Sampling, Task, run
 from smelt.latent.recipe import LatentRecipe, ModelRef
 from smelt.latent.recipe_choice import pick_recipe, quick_recipe, read_source, with_ratio
-from smelt.latent.serving import Blend, Served, load, quiet_loading
+from smelt.latent.serving import Blend, Served, load, load_alone, quiet_loading
 
 
 def answer(served: Served, name: str, prompt: str, blend: Blend | None = None) -> str:
     voice = served.voice(name)
-    task = Task(
-        (served.encode(voice, prompt),),
-        10,
-        sampling=Sampling(temperature=0.0),
-        options=served.options(voice, blend or Blend()),
-    )
+    task = served.task(voice, prompt, blend, max_tokens=10, sampling=Sampling(temperature=0.0))
     return run(voice, task).answers[0].text
 
 
@@ -70,6 +65,25 @@ def test_the_donor_answers_as_it_does_alone(tiny_dirs: Path) -> None:
     out = alone.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
     text = tiny.byte_tokenizer().decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert answer(served, "donor", "hello") == text
+
+
+def test_one_model_alone_is_the_same_and_loads_nothing_else(tiny_dirs: Path) -> None:
+    recipe = quick_recipe(str(tiny_dirs / "a"), [str(tiny_dirs / "b")], layer=2)
+    together = quiet_load(recipe)
+    for kind in ("base", "donor"):
+        with quiet_loading():
+            alone = load_alone(recipe, kind=kind)
+        assert list(alone.voices) == [kind] and alone.wrapper is None
+        assert answer(alone, kind, "hello") == answer(together, kind, "hello")
+        mine, theirs = alone.voice(kind), together.voice(kind)
+        assert alone.fingerprint(mine, Blend()) == together.fingerprint(theirs, Blend())
+
+
+def test_a_part_of_a_model_does_not_answer_alone(tiny_dirs: Path, tmp_path: Path) -> None:
+    model = LatentMergedForCausalLM.from_models(str(tiny_dirs / "a"), str(tiny_dirs / "b"), sites=[Site(2)])
+    model.save_pretrained(tmp_path / "m", embed_weights=True)
+    with quiet_loading(), pytest.raises(LatentError, match="without its upper layers or head"):
+        load_alone(*read_source(tmp_path / "m"), kind="donor")
 
 
 def test_layers_that_are_equal_are_named_and_kept_once(tiny_dirs: Path) -> None:
