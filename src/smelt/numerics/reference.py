@@ -34,6 +34,10 @@ class NumpyLeaves:
         """Element indices within the tensor, int64."""
         return self.block.grid.start + np.arange(self.block.count, dtype=np.int64)
 
+    def draws(self, key: int) -> Any:
+        """24 random bits per element."""
+        return uniform_24(self.indices(), key)
+
     def to(self, values: Any, kind: str) -> Any:
         """Values in the dtype of a kind."""
         return np.asarray(values).astype(np.float64 if kind == "wide" else self.acc, copy=False)
@@ -101,9 +105,7 @@ def _step(
         case "col":
             return leaves.table(program.cols[args[0]], leaves.indices() % grid.column_length)
         case "uniform":
-            return leaves.to(uniform_24(leaves.indices(), program.keys[args[0]]), "num") * leaves.to(
-                2.0**-24, "num"
-            )
+            return leaves.to(leaves.draws(program.keys[args[0]]), "num") * leaves.to(2.0**-24, "num")
         case "index":
             return leaves.to(leaves.indices(), "wide")
         case "wide":
@@ -152,13 +154,7 @@ class NumpyBackend:
         return segment_sums(outputs, cuts)
 
     def column_sums(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray) -> None:
-        length = block.grid.column_length
-        for row, values in zip(out, self._outputs(program, block, acc), strict=True):
-            position, start = 0, block.grid.start % length
-            while position < block.count:  # one slice of dimension 0 at a time
-                size = min(length - start, block.count - position)
-                row[start : start + size] += values[position : position + size].astype(np.float64)
-                position, start = position + size, 0
+        add_columns(self._outputs(program, block, acc), block, out)
 
     def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
         return has_nonfinite(raw, dtype)
@@ -188,6 +184,17 @@ class NumpyBackend:
         patterns = self.patterns(program, block, acc)
         inside = (patterns >= np.uint64(low)) & (patterns <= np.uint64(high))
         return int((patterns > np.uint64(high)).sum()), patterns[inside]
+
+
+def add_columns(outputs: list[np.ndarray], block: Block, out: np.ndarray) -> None:
+    """Add every output to its row of ``out``, one slice of dimension 0 after another."""
+    length = block.grid.column_length
+    for row, values in zip(out, outputs, strict=True):
+        position, start = 0, block.grid.start % length
+        while position < block.count:
+            size = min(length - start, block.count - position)
+            row[start : start + size] += values[position : position + size].astype(np.float64)
+            position, start = position + size, 0
 
 
 def segment_sums(outputs: list[np.ndarray], cuts: np.ndarray) -> np.ndarray:
