@@ -38,24 +38,34 @@ SWEEP_APP = typer.Typer(name="sweep", help="Measure blends beside their baseline
 SWEEP_APP.add_typer(EXPERIMENT_APP, name="experiment")
 
 
+Sites = Annotated[
+    str, option(GRID, "Layers, shares of the depth or last; several at once with +: 0,5+0.75n,last.")
+]
+Ops = Annotated[str, option(GRID, "lerp, slerp, regmean, regmean:penalty, regmean:gram, task_vector.")]
+Ratios = Annotated[str, option(GRID, "Shares of the donor.")]
+Lambdas = Annotated[str, option(GRID, "λ of regmean; the same numbers as --ratios if not given.")]
+Scopes = Annotated[str, option(GRID, "Tokens that are blended: all, generated.")]
+Report = Annotated[Path | None, option(ANSWERS, "Other prompts, on which the best cells are measured again.")]
+Metrics = Annotated[bool, option(MEASURE, "CKA, midness and arcs at the final state.")]
+Answers = Annotated[bool, option(MEASURE, "Generate answers; scores and costs need them.")]
+Layerwise = Annotated[bool, option(MEASURE, "Metrics at every layer too.", "--layerwise")]
+MetricPrompts = Annotated[int, option(MEASURE, "Prompts whose states are compared.", min=1)]
+Plots = Annotated[bool, option(MEASURE, "Draw heat maps and curves.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")]
+
+
 @SWEEP_APP.command()
 def sweep(
     base: Base,
     donor: Donor,
     prompts: Prompts,
     out: Out,
-    sites: Annotated[
-        str, option(GRID, "Layers, shares of the depth or last; several at once with +: 0,5+0.75n,last.")
-    ] = "0.25n,0.5n,0.75n,last",
-    ops: Annotated[
-        str, option(GRID, "lerp, slerp, regmean, regmean:penalty, regmean:gram, task_vector.")
-    ] = "lerp,slerp,regmean",
-    ratios: Annotated[str, option(GRID, "Shares of the donor.")] = ".25,.5,.75",
-    lambdas: Annotated[str, option(GRID, "λ of regmean; the same numbers as --ratios if not given.")] = "",
-    scopes: Annotated[str, option(GRID, "Tokens that are blended: all, generated.")] = "all",
-    report: Annotated[
-        Path | None, option(ANSWERS, "Other prompts, on which the best cells are measured again.")
-    ] = None,
+    sites: Sites = "0.25n,0.5n,0.75n,last",
+    ops: Ops = "lerp,slerp,regmean",
+    ratios: Ratios = ".25,.5,.75",
+    lambdas: Lambdas = "",
+    scopes: Scopes = "all",
+    report: Report = None,
     limit: Limit = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
@@ -63,12 +73,12 @@ def sweep(
     form: PromptForm = Form.auto,
     system: System = "",
     batch: Batch = 8,
-    metrics: Annotated[bool, option(MEASURE, "CKA, midness and arcs at the final state.")] = True,
-    answers: Annotated[bool, option(MEASURE, "Generate answers; scores and costs need them.")] = True,
-    layerwise: Annotated[bool, option(MEASURE, "Metrics at every layer too.", "--layerwise")] = False,
-    metric_prompts: Annotated[int, option(MEASURE, "Prompts whose states are compared.", min=1)] = 64,
-    plots: Annotated[bool, option(MEASURE, "Draw heat maps and curves.")] = True,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")] = False,
+    metrics: Metrics = True,
+    answers: Answers = True,
+    layerwise: Layerwise = False,
+    metric_prompts: MetricPrompts = 64,
+    plots: Plots = True,
+    fresh: Fresh = False,
     dtype: Dtype = None,
     device: Device = None,
     json: Json = False,
@@ -84,26 +94,10 @@ def sweep(
     from smelt.latent.sweep_grid import Grid, parse_list, parse_numbers
     from smelt.latent.sweep_measure import How
 
-    grid = Grid(
-        parse_list(sites),
-        parse_list(ops),
-        parse_numbers(ratios, "--ratios"),
-        parse_numbers(lambdas, "--lambdas"),
-        parse_list(scopes),
-    )
-    how = How(
-        max_tokens,
-        temperature,
-        1.0,
-        seed,
-        str(form),
-        system,
-        answers,
-        metrics,
-        layerwise,
-        metric_prompts,
-        batch,
-    )
+    numbers = parse_numbers(ratios, "--ratios"), parse_numbers(lambdas, "--lambdas")
+    grid = Grid(parse_list(sites), parse_list(ops), *numbers, parse_list(scopes))
+    how = How(max_tokens, temperature, 1.0, seed, str(form), system, answers, metrics, layerwise,
+              metric_prompts, batch)  # fmt: skip
     samples = read_samples(prompts, limit)
     others = read_samples(report, limit) if report else None
     from smelt.latent.sweep import ROWS, run_sweep
