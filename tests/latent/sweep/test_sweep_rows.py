@@ -136,6 +136,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     after = run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path / "cut", kit.HOW)
     assert [kit.timeless(row) for row in after.rows] == [kit.timeless(row) for row in whole.rows]
     assert sorted(measured) == sorted(row["name"] for row in whole.rows) and after.reused == 3
+    assert run_sweep(kit.arena(), kit.prompts(), kit.SMALL, tmp_path / "cut", kit.HOW).computed == 0
 
 
 KILLED = """
