@@ -21,7 +21,7 @@ from smelt.latent.openai_requests import Limits
 from smelt.latent.server_app import Access
 from smelt.latent.serving import Served
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 INSTALL = "apt-get install --yes chromium chromium-driver"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -34,8 +34,8 @@ def new_browser(profile: Path, width: int = 1360, height: int = 850, dark: bool 
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    browser = shutil.which(CHROMIUM) or shutil.which("chromium")
-    driver = shutil.which(DRIVER) or shutil.which("chromedriver")
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
     if browser is None or driver is None:
         reason = f"needs Chromium and its driver: {INSTALL}"
         if os.environ.get("CI"):
