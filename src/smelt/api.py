@@ -123,11 +123,18 @@ def method_function(name: str) -> Callable[..., Merge]:
     return build
 
 
+def _refuse_single(value: Any, what: str) -> None:
+    """One thing where a list is meant would be taken apart."""
+    if isinstance(value, str | Path | Mapping) or hasattr(value, "shape") or not isinstance(value, Sequence):
+        raise RecipeError(f"{what} is a single {type(value).__name__}", expected=f"a list of {what}")
+
+
 def _build(
     spec: MethodSpec, models: Sequence[Any], base: ModelLike | None, settings: dict[str, Any]
 ) -> Merge:
     from smelt.methods import REGISTRY
 
+    _refuse_single(models, "models")
     fields = {key: settings.pop(key) for key in _FIELDS if key in settings}
     shared: dict[str, Any] = {}
     own: list[dict[str, Any]] = [dict(item[1]) if isinstance(item, tuple) else {} for item in models]
@@ -221,6 +228,7 @@ def merge_tensors(
     """
     from smelt.engine.memory import merge_dicts
 
+    _refuse_single(tensors, "tensors")
     bases = None if base is None else {name: base}
     return merge_dicts(method, [{name: tensor} for tensor in tensors], bases, seed, parameters)[name]
 
@@ -242,4 +250,5 @@ def merge_state_dicts(
     """
     from smelt.engine.memory import merge_dicts
 
+    _refuse_single(states, "states")
     return merge_dicts(method, states, base, seed, parameters)

@@ -106,7 +106,7 @@ def test_explain_of_an_unknown_tensor_names_the_nearest(shop: Path) -> None:
 def test_rerun_reproduces_and_notices_a_changed_input(shop: Path) -> None:
     smelt("merge", "ties.yml", "out", "-q", cwd=shop)
     again = smelt("rerun", "out", cwd=shop)
-    assert again.returncode == 0 and "6 of 6 tensors are the same: reproduced" in again.stdout
+    assert again.returncode == 0 and "6 of 6 tensors are the same: the record is reproduced" in again.stdout
     raw = bytearray((shop / "a" / "model.safetensors").read_bytes())
     raw[-2] ^= 0x40
     (shop / "a" / "model.safetensors").write_bytes(raw)

@@ -47,8 +47,14 @@ def build_app() -> typer.Typer:
     return app
 
 
-def report(error: SmeltError) -> None:
-    """Print an error for a person: one line a problem, on stderr, never a traceback."""
+def report(error: SmeltError, as_json: bool = False) -> None:
+    """Print an error: one line a problem on stderr, or one JSON document on stdout; never a traceback."""
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({"ok": False, "problems": [asdict(item) for item in error.problems]}, indent=2))
+        return
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
 
@@ -59,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         build_app()(args=argv, prog_name="smelt")
     except SmeltError as error:
-        report(error)
+        report(error, as_json="--json" in (sys.argv[1:] if argv is None else argv))
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         if leaving.code == 130:

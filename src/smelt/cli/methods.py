@@ -50,13 +50,15 @@ def _show_all(specs: list[MethodSpec]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from smelt.methods._show import BASE_WORDS
+
     table = Table("method", "base", "passes", "what it does")
     for group in _GROUPS:
         table.add_section()
         table.add_row(f"[bold]{group}[/bold]")
         for spec in specs:
             if spec.group == group:
-                table.add_row(spec.name, spec.base, "2" if spec.measure else "1", spec.summary)
+                table.add_row(spec.name, BASE_WORDS[spec.base], "2" if spec.measure else "1", spec.summary)
     Console().print(table, highlight=False)
 
 
@@ -64,11 +66,15 @@ def _show_one(spec: MethodSpec) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from smelt.methods._show import example_recipe
+    from smelt.methods._show import BASE_WORDS, example_recipe
 
     console = Console()
     console.print(f"[bold]{spec.name}[/bold]  {spec.summary}", highlight=False)
-    for label, value in (("formula", spec.formula), ("base model", spec.base), ("paper", spec.paper)):
+    for label, value in (
+        ("formula", spec.formula),
+        ("base model", BASE_WORDS[spec.base]),
+        ("paper", spec.paper),
+    ):
         if value:
             console.print(f"{label}: {value}", highlight=False)
     table = Table("parameter", "of", "default", "takes", "meaning")

@@ -16,7 +16,8 @@ def COMMAND(
 ) -> None:  # fmt: skip
     """Run a merge again from the record in its output and compare every tensor's fingerprint.
 
-    Nothing is written. Exit code 1 when a tensor came out differently.
+    Nothing is written, and the files in DIRECTORY are not read: `smelt verify` compares those with the same
+    record. Exit code 1 when a tensor came out differently.
 
     Example: smelt rerun ./merged
     """
@@ -36,7 +37,7 @@ def COMMAND(
         for problem in report.problems[:10]:
             typer.echo(f"differs: {problem}")
         typer.echo(
-            f"{report.same} of {report.tensors} tensors are the same" + (": reproduced" if report.ok else "")
+            f"{report.same} of {report.tensors} tensors are the same" + (": the record is reproduced" if report.ok else "")
         )
     if not report.ok:
         raise typer.Exit(1)

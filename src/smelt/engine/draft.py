@@ -23,6 +23,8 @@ from smelt.recipe import Recipe, resolve
 
 #: problems of one kind that are listed in full
 SHOWN = 6
+#: last but one component of the names heads go by
+_HEADS = (["lm_head"], ["embed_out"], ["output"], ["head"])
 
 
 @dataclass
@@ -47,6 +49,10 @@ class Drafter:
             return Draft(), None
         uses_base = recipe.base_model is not None and spec.base != "ignored"
         outliner = Outliner(recipe, lambda node: opened[id(node)], recipe.base_model, uses_base)  # type: ignore[arg-type,return-value]
+        strangers = _strangers(recipe, opened)
+        if strangers:
+            self.problems.append(strangers)
+            return Draft(), None
         outline = outliner.run()
         self.problems += outline.problems
         if outline.problems:
@@ -54,6 +60,11 @@ class Drafter:
         maker = JobMaker(self, recipe, spec, path)
         jobs = {row.name: job for row in outline.rows if (job := maker.make(row)) is not None}
         self.problems += maker.problems()
+        if maker.partial:
+            shown = ", ".join(maker.partial[:3]) + (", ..." if len(maker.partial) > 3 else "")
+            self.notes.append(
+                f"{len(maker.partial)} tensors are merged over the models that have them ({shown})"
+            )
         donor = _donor(recipe, opened)
         config = build_config(recipe, donor, jobs, outline.sources, self.problems, self.notes)
         return Draft(jobs, config), _as_member(f"nested {recipe.merge_method}", jobs, config, donor)
@@ -79,6 +90,30 @@ def _nodes(recipe: Recipe) -> list[Any]:
     return nodes
 
 
+def _strangers(recipe: Recipe, opened: dict[int, Any]) -> Problem | None:
+    """Two models that share hardly a name are not one architecture, or spell it differently."""
+    members = [opened[id(node)] for node in _nodes(recipe)]
+    first = members[0]
+    for other in members[1:] if recipe.slices is None and recipe.modules is None else ():
+        shared = len(first.parts.keys() & other.parts.keys())
+        if 2 * shared < min(len(first.parts), len(other.parts)):
+            return Problem(
+                f"only {shared} of {len(first.parts)} tensor names of {first.label} are in {other.label}", "models",
+                "models of one architecture, saved alike", _prefix_advice(first, other),
+            )  # fmt: skip
+    return None
+
+
+def _prefix_advice(first: Member, other: Member) -> str:
+    """Whether a prefix explains the difference."""
+    for one, two in ((first, other), (other, first)):
+        for prefix in {name.split(".")[0] + "." for name in one.parts}:
+            bare = {name.removeprefix(prefix) for name in one.parts}
+            if 2 * len(bare & two.parts.keys()) >= min(len(bare), len(two.parts)):
+                return f"{one.label} writes {prefix!r} before the names of {two.label}: save both with the same class"
+    return "check that both are full checkpoints of the same kind of model"
+
+
 def _donor(recipe: Recipe, opened: dict[int, Member | None]) -> Member:
     """Whose config and side files the output gets: the base, else the first model."""
     member = opened[id(_nodes(recipe)[0])]
@@ -97,6 +132,7 @@ class JobMaker:
         self.drafter, self.recipe, self.spec, self.path = drafter, recipe, spec, path
         self._found: dict[str, list[Problem]] = {}
         self._checked: set[Any] = set()
+        self.partial: list[str] = []
 
     def problems(self) -> list[Problem]:
         """What was found, long lists cut."""
@@ -113,6 +149,11 @@ class JobMaker:
     def make(self, row: Row) -> Job | None:
         """The job of one output tensor, or None after its problems were noted."""
         seats = [(seat, inner, _find(seat, inner)) for seat, inner in row.seats]
+        if _is_spare_head(row):
+            self.drafter.notes.append(
+                f"{row.name} is tied to the embedding in every model: only some store it, the output does not"
+            )
+            return None
         if not self._all_present(row, seats):
             return None
         present = [(seat, inner, part) for seat, inner, part in seats if part is not None]
@@ -127,6 +168,8 @@ class JobMaker:
 
     def _all_present(self, row: Row, seats: Sequence[tuple[Seat, str, Part | None]]) -> bool:
         lacking = [seat.member.label for seat, _, part in seats if part is None]
+        if lacking and self.drafter.missing == "merge":
+            self.partial.append(row.name)
         if not lacking or self.drafter.missing == "merge":
             return len(lacking) < len(seats)
         has = [seat.member.label for seat, _, part in seats if part is not None]
@@ -187,7 +230,7 @@ class JobMaker:
         return Job(
             TensorSpec(row.name, dtype, head[2].spec.shape), spec.name, base[2] if base else None,
             tuple(part for _, _, part in models), tuple(labels), params, levels, "merge", row.layer, row.t,
-            self.recipe.seed if self.recipe.seed is not None else self.drafter.seed, f"{self.path}{row.name}",
+            self.recipe.seed if self.recipe.seed is not None else self.drafter.seed, f"{self.path}{_stream(row)}",
             fixed_dtype=(self.recipe.out_dtype or self.recipe.dtype) is not None,
         )  # fmt: skip
 
@@ -287,12 +330,37 @@ class JobMaker:
         return DTYPE_NAMES.get(chosen, chosen)
 
 
+def _ties(member: Member) -> bool:
+    """Whether the config says that head and embedding are one."""
+    text = member.config.get("text_config")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return member.config.get("tie_word_embeddings", inner) is True
+
+
+def _is_tied_head(row: Row) -> bool:
+    """Whether the row is a head that every model's config ties to its embedding."""
+    return row.name.split(".")[-2:-1] in _HEADS and all(_ties(seat.member) for seat, _ in row.seats)
+
+
+def _is_spare_head(row: Row) -> bool:
+    """Whether the row is such a head, and not every model stores it."""
+    return _is_tied_head(row) and any(inner not in seat.member.parts for seat, inner in row.seats)
+
+
+def _stream(row: Row) -> str:
+    """What names the row's random stream: a stored copy of the embedding shares the embedding's."""
+    if not _is_tied_head(row):
+        return row.name
+    embeddings = row.seats[0][0].member.structure.with_role("embedding")
+    return embeddings[0] if embeddings else row.name
+
+
 def _find(seat: Seat, name: str) -> Part | None:
     """The tensor in the seat's model; a tied model's embedding stands in for its head."""
     found = seat.member.parts.get(name)
     if found is not None or not seat.member.structure.tied:
         return found
-    if name.split(".")[-2:-1] not in (["lm_head"], ["embed_out"], ["output"], ["head"]):
+    if name.split(".")[-2:-1] not in _HEADS:
         return None
     embeddings = seat.member.structure.with_role("embedding")
     return seat.member.parts[embeddings[0]] if embeddings else None

@@ -53,7 +53,7 @@ def _as_raw(value: Any, where: str) -> tuple[np.ndarray, str]:
     """The bytes of a numpy or torch tensor, and its dtype."""
     if isinstance(value, np.ndarray):
         dtype = _NUMPY.get(value.dtype.name, "")
-        array = np.ascontiguousarray(value)
+        array = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
     elif type(value).__module__.startswith("torch"):
         import torch
 
@@ -62,6 +62,8 @@ def _as_raw(value: Any, where: str) -> tuple[np.ndarray, str]:
             if value.dtype == torch.bfloat16
             else _NUMPY.get(str(value.dtype).removeprefix("torch."), "")
         )
+        if value.is_sparse or value.is_meta:
+            raise PlanError("is sparse or has no data", where=where, expected="a dense tensor")
         value = value.detach().cpu().contiguous()
         array = (value.view(torch.int16) if dtype == "BF16" else value).numpy() if dtype else np.empty(0)
     else:
@@ -82,6 +84,7 @@ def merge_dicts(
     from smelt.methods import REGISTRY
 
     spec = REGISTRY.find(method)
+    _check_states(spec, states, base)
     params = check_parameters(spec, parameters, len(states))
     sources = [MemorySource(state, f"states[{number}]") for number, state in enumerate(states)]
     base_source = MemorySource(base, "base") if base is not None else None
@@ -89,6 +92,27 @@ def merge_dicts(
     made = run_in_memory(jobs)
     like = next(iter((states[0] if states else base or {}).values()), None)
     return {name: _as_kind(made[name], job.spec, like) for name, job in jobs.items()}
+
+
+def _check_states(spec: MethodSpec, states: Sequence[Mapping[str, Any]], base: Any) -> None:
+    """State dicts must be dicts, and as many as the method takes."""
+    for place, state in [*enumerate(states), *([("base", base)] if base is not None else [])]:
+        if not isinstance(state, Mapping):
+            raise PlanError(
+                f"is a {type(state).__name__}", where=f"states[{place}]", expected="a dict of tensors",
+                fix="pass model.state_dict()",
+            )  # fmt: skip
+    count = len(states) + (1 if spec.base == "member" and base is not None else 0)
+    if count < spec.min_models or (spec.max_models is not None and count > spec.max_models):
+        besides = {"required": " besides the base", "member": ", the base being one of them"}.get(
+            spec.base, ""
+        )
+        raise PlanError(
+            f"{spec.name} got {count} models{besides}",
+            expected=f"{spec.min_models} to {spec.max_models}"
+            if spec.max_models
+            else f"at least {spec.min_models}",
+        )
 
 
 def check_parameters(spec: MethodSpec, given: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from smelt.arch import check_agreement
 from smelt.checkpoint import CheckpointWriter, TensorDigest
+from smelt.core.errors import OutputError
 from smelt.engine.execute import Executor, choose_backend
 from smelt.engine.plan import Plan, Settings, plan_merge
 from smelt.engine.provenance import PROVENANCE, RerunReport, compare_records, read_record, record
@@ -41,6 +42,7 @@ def run_merge(
 ) -> MergeReport:
     """Carry a plan out. The target appears complete and verified, or not at all."""
     began = time.perf_counter()
+    _refuse_own_input(plan, Path(target))
     settings, tell = plan.settings, progress or (lambda stage, done, total, tensors: None)
     with CheckpointWriter(target, plan.layout, overwrite=overwrite) as writer:
         _side_files(plan, writer)
@@ -77,6 +79,18 @@ def merge(
         return run_merge(plan, target, overwrite=overwrite, progress=progress)
     finally:
         plan.close()
+
+
+def _refuse_own_input(plan: Plan, target: Path) -> None:
+    """An output that replaces one of its inputs could never be made again."""
+    place = target.resolve()
+    for member in plan.members.by_ref.values():
+        if member is not None and member.checkpoint is not None:
+            source = member.checkpoint.path.resolve()
+            if source == place or place in source.parents:
+                raise OutputError(
+                    f"is or holds the input {member.label}", where=str(target), fix="choose another directory"
+                )
 
 
 def _side_files(plan: Plan, writer: CheckpointWriter) -> None:

@@ -33,6 +33,16 @@ def example_recipe(spec: MethodSpec, folder: str = ".", models: tuple[str, ...] 
     return "\n".join(lines) + "\n"
 
 
+#: what a base model is to a method, in a word or two
+BASE_WORDS = {
+    "required": "required",
+    "optional": "optional",
+    "member": "one of the two",
+    "ignored": "one more model",
+    "forbidden": "none",
+}
+
+
 def _worth_showing(param: Param) -> bool:
     return param.required or param.name in ("weight", "density")
 
@@ -47,7 +57,7 @@ def method_table(specs: Iterable[MethodSpec]) -> str:
     for spec in specs:
         name = f"[{spec.name}]({spec.paper})" if spec.paper else spec.name
         lines.append(
-            f"| {name} | {spec.base} | {2 if spec.measure else 1} | {spec.summary} | `{spec.formula}` |"
+            f"| {name} | {BASE_WORDS[spec.base]} | {2 if spec.measure else 1} | {spec.summary} | `{spec.formula}` |"
         )
     return "\n".join(lines) + "\n"
 
