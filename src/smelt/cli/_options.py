@@ -31,6 +31,9 @@ Missing = Annotated[
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Go on when an input holds NaN or Inf.")
 ]
+ByPosition = Annotated[
+    bool, typer.Option("--by-position", help="Merge embedding rows by position though the tokenizers differ.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
@@ -46,6 +49,7 @@ def cores() -> int:
 def read_settings(
     *, threads: int | None = None, max_ram: str | None = None, device: str = "cpu", shard_size: str = "5GB",
     block_size: int | None = None, seed: int = 0, missing: str = "error", allow_nonfinite: bool = False,
+    by_position: bool = False,
 ) -> Settings:  # fmt: skip
     """Settings from the values of options."""
     from smelt.checkpoint import parse_size
@@ -58,7 +62,8 @@ def read_settings(
         )
     return Settings(
         threads=threads or cores(), block=block_size or BLOCK, shard_size=parse_size(shard_size), device=resolve(device),
-        seed=seed, missing=missing, allow_nonfinite=allow_nonfinite, max_ram=parse_size(max_ram) if max_ram else None,
+        seed=seed, missing=missing, allow_nonfinite=allow_nonfinite,
+        by_position=by_position, max_ram=parse_size(max_ram) if max_ram else None,
     )  # fmt: skip
 
 

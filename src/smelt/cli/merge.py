@@ -10,6 +10,7 @@ import typer
 from smelt.cli._options import (
     AllowNonfinite,
     BlockSize,
+    ByPosition,
     Device,
     Json,
     MaxRam,
@@ -31,7 +32,8 @@ def COMMAND(
     out: Annotated[Path, typer.Argument(help="Directory to create.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that stands there.")] = False,
     threads: Threads = None, max_ram: MaxRam = None, device: Device = "cpu", shard_size: ShardSize = "5GB",
-    block_size: BlockSize = None, seed: Seed = 0, missing: Missing = "error", allow_nonfinite: AllowNonfinite = False,
+    block_size: BlockSize = None, seed: Seed = 0, missing: Missing = "error",
+    by_position: ByPosition = False, allow_nonfinite: AllowNonfinite = False,
     json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Merge models into a new, verified checkpoint.
@@ -47,7 +49,7 @@ def COMMAND(
 
     settings = read_settings(
         threads=threads, max_ram=max_ram, device=device, shard_size=shard_size, block_size=block_size, seed=seed,
-        missing=missing, allow_nonfinite=allow_nonfinite,
+        missing=missing, by_position=by_position, allow_nonfinite=allow_nonfinite,
     )  # fmt: skip
     check_target(out, overwrite)
     plan = plan_merge(recipe, settings)

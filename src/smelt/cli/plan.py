@@ -9,6 +9,7 @@ import typer
 
 from smelt.cli._options import (
     BlockSize,
+    ByPosition,
     Device,
     Json,
     MaxRam,
@@ -31,7 +32,7 @@ def COMMAND(
         str | None, typer.Option(metavar="TENSOR", help="Parameters and coefficients of one tensor.", show_default=False)
     ] = None,
     threads: Threads = None, max_ram: MaxRam = None, device: Device = "cpu", shard_size: ShardSize = "5GB",
-    block_size: BlockSize = None, seed: Seed = 0, missing: Missing = "error", json: Json = False,
+    block_size: BlockSize = None, seed: Seed = 0, missing: Missing = "error", by_position: ByPosition = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Check a recipe and show what it would do: every problem, every tensor, bytes, memory.
 
@@ -40,7 +41,8 @@ def COMMAND(
     from smelt.engine.plan import plan_merge
 
     settings = read_settings(
-        threads=threads, max_ram=max_ram, device=device, shard_size=shard_size, block_size=block_size, seed=seed, missing=missing,
+        threads=threads, max_ram=max_ram, device=device, shard_size=shard_size, block_size=block_size, seed=seed,
+        missing=missing, by_position=by_position,
     )  # fmt: skip
     plan = plan_merge(recipe, settings)
     try:

@@ -123,7 +123,8 @@ def rerun(
     past = read_record(Path(directory))
     chosen = replace(
         settings or Settings(), seed=past["settings"]["seed"], missing=past["settings"]["missing"],
-        allow_nonfinite=past["settings"]["allow_nonfinite"], shard_size=past["settings"]["shard_size"],
+        allow_nonfinite=past["settings"]["allow_nonfinite"],
+        by_position=past["settings"].get("by_position", False), shard_size=past["settings"]["shard_size"],
     )  # fmt: skip
     beside = (
         Path(directory).resolve().parent

@@ -38,6 +38,7 @@ class Settings:
     seed: int = 0
     missing: str = "error"
     allow_nonfinite: bool = False
+    by_position: bool = False
     max_ram: int | None = None
 
 
@@ -123,7 +124,7 @@ def plan_merge(recipe: Recipe | str | Path | Mapping[str, Any], settings: Settin
         draft, outcome = drafter.draft(recipe)
         problems = [*members.problems, *drafter.problems]
         if outcome is not None and not problems:
-            problems += check_vocabularies(recipe, members, drafter.notes)
+            problems += check_vocabularies(recipe, members, drafter.notes, settings.by_position)
         if problems or outcome is None:
             raise PlanError(problems or [Problem("nothing to write")])
         return _finish(recipe, settings, draft.jobs, draft.config, members, outcome.folder, drafter.notes)

@@ -31,6 +31,7 @@ def record(
             "seed": plan.recipe.seed if plan.recipe.seed is not None else settings.seed,
             "missing": settings.missing,
             "allow_nonfinite": settings.allow_nonfinite,
+            "by_position": settings.by_position,
             "shard_size": settings.shard_size,
         },
         "inputs": _inputs(plan, inputs),

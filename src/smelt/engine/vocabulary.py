@@ -9,7 +9,9 @@ from smelt.engine.members import Member, Members, read_vocabulary
 from smelt.recipe import Recipe
 
 
-def check_vocabularies(recipe: Recipe, members: Members, notes: list[str]) -> list[Problem]:
+def check_vocabularies(
+    recipe: Recipe, members: Members, notes: list[str], by_position: bool = False
+) -> list[Problem]:
     """Problems and notes about tokenizers that differ. Equal ones need no alignment, whatever the recipe asks."""
     known: list[tuple[Member, Mapping[str, int]]] = []
     for member in members.by_ref.values():
@@ -27,6 +29,11 @@ def check_vocabularies(recipe: Recipe, members: Members, notes: list[str]) -> li
             problems.append(
                 Problem(difference, "tokenizer", "equal vocabularies: aligning different ones is not built yet",
                         "use models that share a tokenizer")
+            )  # fmt: skip
+        elif difference and "differently" in difference and not by_position:
+            problems.append(
+                Problem(difference, "tokenizer", "the same number for the same token: rows are merged by position",
+                        "use models that share a tokenizer, or pass --by-position if you know that the rows fit")
             )  # fmt: skip
         elif difference:
             notes.append(f"{difference}; their embedding rows are merged by position")
