@@ -37,7 +37,8 @@ def COMMAND(
         for problem in report.problems[:10]:
             typer.echo(f"differs: {problem}")
         typer.echo(
-            f"{report.same} of {report.tensors} tensors are the same" + (": the record is reproduced" if report.ok else "")
+            f"{report.same} of {report.tensors} tensors are the same"
+            + (": the record is reproduced" if report.ok else "")
         )
     if not report.ok:
         raise typer.Exit(1)
