@@ -39,6 +39,7 @@ docs: $(VENV)/.dev  ## rewrite the generated pages (methods, schema)
 
 bench: $(VENV)/.core  ## smelt against mergekit and the I/O floor -> docs/benchmarks.md (SIZE=0.33b|1.24b|3b)
 	$(PY) -m bench.run --size $(SIZE)
+	$(PY) -m bench.latent_cost --docs docs/latent_cost.md
 
 parity: $(VENV)/.core  ## every case against mergekit 0.1.5 -> docs/parity.md
 	$(PY) -m bench.parity

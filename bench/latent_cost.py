@@ -1,6 +1,6 @@
 """Cost of one decode step of a latent merge against the base alone: prints JSON, then a markdown table.
 
-    python bench/latent_cost.py [--rounds 60] [--width 512] [--layers 28] [--device cpu] [--out FILE.json]
+    python -m bench.latent_cost [--rounds 60] [--width 512] [--layers 28] [--device cpu] [--out FILE.json]
 
 One CPU thread, variants interleaved (every round runs one step of each, in rotating order), medians over
 rounds. The prediction is 1 + L/n for a site at layer L of n: the donor runs only the layers below its last
@@ -165,6 +165,18 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(result: dict[str, Any]) -> str:
+    """docs/latent_cost.md: the table, and where it was measured."""
+    from bench.machine import facts, sentence
+
+    shape = f"{result['layers']} layers, width {result['width']}, {result['threads']} thread, {result['rounds']} rounds"
+    return (
+        "# What a latent merge costs\n\nWritten by `make bench` (`python -m bench.latent_cost`). One decode step against the "
+        f"base alone; {shape}, variants interleaved, medians.\n{sentence(facts())}\n\n{markdown(result)}\n\nThe donor runs only the "
+        "layers below its last site, so the expected cost is 1 + L/n; layers that base and donor share bit for bit run once.\n"
+    )
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -173,6 +185,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--docs", type=Path, help="write the table as a page, e.g. docs/latent_cost.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = report(options.rounds, options.width, options.layers, options.device)
@@ -180,6 +193,8 @@ def main() -> None:
     print(markdown(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.docs:
+        options.docs.write_text(page(result))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ SMELT = [sys.executable, "-m", "smelt"]
 def smelt(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder."""
     return subprocess.run(
-        [*SMELT, *words], cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        [*SMELT, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -30,7 +35,9 @@ def write_model(folder: Path, seed: int, rows: int = 32, layers: int = 2) -> Non
         shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = (16, 8)
         shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (8, 16)
     folder.mkdir(parents=True)
-    save_file({n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}, folder / "model.safetensors")
+    save_file(
+        {n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}, folder / "model.safetensors"
+    )
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": rows, "hidden_size": 8,
         "num_hidden_layers": layers, "tie_word_embeddings": True,
@@ -60,7 +67,11 @@ def test_merge_says_what_it_did_and_where(shop: Path) -> None:
     done = smelt("merge", "ties.yml", "out", cwd=shop)
     assert done.returncode == 0, done.stderr
     assert "merged and verified 6 tensors" in done.stdout and "-> out" in done.stdout
-    assert {path.name for path in (shop / "out").iterdir()} == {"config.json", "model.safetensors", "smelt.json"}
+    assert {path.name for path in (shop / "out").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "smelt.json",
+    }
 
 
 def test_merge_in_json_names_every_output(shop: Path) -> None:
@@ -94,7 +105,9 @@ def test_explain_gives_the_coefficients_that_are_used(shop: Path) -> None:
     (shop / "linear.yml").write_text(
         "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 3}}\n  - {model: b, parameters: {weight: 1}}\n"
     )
-    told = json.loads(smelt("plan", "linear.yml", "--explain", "model.norm.weight", "--json", cwd=shop).stdout)
+    told = json.loads(
+        smelt("plan", "linear.yml", "--explain", "model.norm.weight", "--json", cwd=shop).stdout
+    )
     assert told["coefficients"] == {"a": 0.75, "b": 0.25}
 
 
@@ -167,7 +180,11 @@ def test_nan_is_named_and_can_be_allowed(shop: Path) -> None:
     raw[-4:] = np.float32("nan").tobytes()
     (shop / "a" / "model.safetensors").write_bytes(raw)
     done = smelt("merge", "ties.yml", "out", cwd=shop)
-    assert done.returncode == 2 and "holds nan at element" in done.stderr and "a/model.safetensors" in done.stderr
+    assert (
+        done.returncode == 2
+        and "holds nan at element" in done.stderr
+        and "a/model.safetensors" in done.stderr
+    )
     assert not (shop / "out").exists() and not list(shop.glob(".*"))
     assert smelt("merge", "ties.yml", "out", "--allow-nonfinite", cwd=shop).returncode == 0
 

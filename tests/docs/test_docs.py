@@ -96,7 +96,9 @@ def test_links_in_the_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_generated_pages_are_fresh(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_pages_are_fresh(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["make_docs.py", "--check"])
     runpy.run_path(str(ROOT / "scripts" / "make_docs.py"), run_name="__main__")
     assert "fresh" in capsys.readouterr().out

@@ -122,6 +122,16 @@ def test_a_sample_from_elsewhere_only_costs_time(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_answer_one_pattern_beside_the_bracket(backend: str) -> None:
+    """The sample ends exactly where the answer begins, on either side; everything in it is a tie."""
+    values = np.repeat(np.array([1.0, 2.0, 3.0], np.float32), 30_000)
+    for keep in (1, 29_999, 30_000, 30_001, 60_000, 60_001, 89_999):
+        for guess in (1.0, 2.0, 3.0):
+            _, found, _ = search(values, keep, [45_000], np.full(100, guess, np.float32), backend)
+            check(values, keep, found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nonfinite_numbers_count_as_largest_and_end_nothing(bad: float, backend: str) -> None:
     values = np.random.default_rng(2).normal(0, 1, 70_000).astype(np.float32)
