@@ -170,11 +170,10 @@ def page(result: dict[str, Any]) -> str:
     from bench.machine import facts, sentence
 
     shape = f"{result['layers']} layers, width {result['width']}, {result['threads']} thread, {result['rounds']} rounds"
-    return (
-        "# What a latent merge costs\n\nWritten by `make bench` (`python -m bench.latent_cost`). One decode step against the "
-        f"base alone; {shape}, variants interleaved, medians.\n{sentence(facts())}\n\n{markdown(result)}\n\nThe donor runs only the "
-        "layers below its last site, so the expected cost is 1 + L/n; layers that base and donor share bit for bit run once.\n"
-    )
+    head = "# What a latent merge costs\n\nWritten by `make bench` (`python -m bench.latent_cost`)."
+    how = f"One decode step against the base alone; {shape}, variants interleaved, medians."
+    why = "The donor runs only the layers below its last site, so the expected cost is 1 + L/n; shared layers run once."
+    return f"{head} {how}\n{sentence(facts())}\n\n{markdown(result)}\n\n{why}\n"
 
 
 def main() -> None:
