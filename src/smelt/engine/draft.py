@@ -203,7 +203,14 @@ class JobMaker:
 
     def _copy(self, row: Row, item: tuple[Seat, str, Part], note: str) -> Job:
         seat, _, part = item
-        spec = TensorSpec(row.name, part.spec.dtype, part.spec.shape)
+        dtype = self._dtype(part) if part.spec.dtype in FLOATS else part.spec.dtype
+        spec = TensorSpec(row.name, dtype, part.spec.shape)
+        if dtype != part.spec.dtype or (isinstance(part, Job) and part.kind == "merge"):
+            scale = {"scale": [1.0]}  # bytes cannot be copied: the numbers pass through
+            return Job(
+                spec, "passthrough", None, (part,), (seat.member.label,), scale, {}, "merge", row.layer, row.t, note=note,
+                fixed_dtype=(self.recipe.out_dtype or self.recipe.dtype) is not None,
+            )  # fmt: skip
         return Job(
             spec, "copy", None, (part,), (seat.member.label,), {}, {}, "copy", row.layer, row.t, note=note
         )
@@ -212,6 +219,13 @@ class JobMaker:
         spec = self.spec
         base, models = self._split(present)
         if (base is None and spec.base in ("required", "member")) or (not models and spec.base != "member"):
+            if base is None and len(models) > 1:
+                self._problem(
+                    "missing from the base",
+                    Problem(f"is not in the base, but in {', '.join(seat.member.label for seat, _, _ in models)}",
+                            f"tensor {row.name!r}", f"a base tensor: {spec.name} merges differences to it"),
+                )  # fmt: skip
+                return None
             return self._copy(row, present[0], f"only in {present[0][0].member.label}: copied")
         params, levels = self._params(row, base, models)
         if params is None:

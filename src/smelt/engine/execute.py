@@ -127,17 +127,18 @@ class Executor:
             self.progress(0, 1)
 
     def build(self, job: Job, acc: np.dtype | None = None) -> TensorRun:
-        """The run of a job, with the runs nested in it."""
-        if acc is None:
-            acc = accumulation({part.meta.dtype for part in job.files()} | {job.spec.dtype})
-            nested_dtype = job.spec.dtype
+        """The run of a job, with the runs nested in it. A nested merge with a dtype of its own is made as it would
+        be alone and then rounded; one without hands its float64 numbers on."""
+        dtype = job.spec.dtype
+        if acc is None or job.fixed_dtype:
+            acc = accumulation(_read_dtypes(job) | {dtype})
         else:
-            nested_dtype = job.spec.dtype if job.fixed_dtype else {4: "F32", 8: "F64"}[acc.itemsize]
+            dtype = "F64"
         base = self._feed(job.base, acc) if job.base is not None else None
         models = [self._feed(part, acc) for part in job.models]
         info = TensorInfo(job.stream or job.spec.name, job.spec.shape, job.seed)
         return TensorRun(
-            REGISTRY[job.method], info, base, models, dict(job.params), dtype=nested_dtype, acc=acc,
+            REGISTRY[job.method], info, base, models, dict(job.params), dtype=dtype, acc=acc,
             backend=self.backend, layer=job.layer,
         )  # fmt: skip
 
@@ -190,6 +191,17 @@ class Executor:
                 return None
             self.digests[key] = TensorDigest(feed.meta.nbytes)
             return self.digests[key]
+
+
+def _read_dtypes(job: Job) -> set[str]:
+    """Dtypes of what a job reads: files, and nested merges that were given one."""
+    found: set[str] = set()
+    for part in job.inputs:
+        if isinstance(part, Job) and part.kind == "merge" and not part.fixed_dtype:
+            found |= _read_dtypes(part)
+        else:
+            found.add(part.spec.dtype)
+    return found
 
 
 def widest_scope(job: Job) -> str:

@@ -62,15 +62,16 @@ class Outliner:
         return self.outline
 
     def _seats(self, entries: Sequence[Any], base: Any) -> list[Seat]:
+        first = next((place for place, entry in enumerate(entries) if entry.model == base), -1)
         seats = [
             Seat(
                 self.member(entry.model),
                 entry.model,
                 entry.parameters,
                 getattr(entry, "layer_range", None),
-                entry.model == base,
+                place == first,  # the base listed again (other layers of it, say) is a model like any other
             )
-            for entry in entries
+            for place, entry in enumerate(entries)
         ]
         if base is not None and self.uses_base and not any(seat.is_base for seat in seats):
             seats.append(Seat(self.member(base), base, {}, seats[0].layers, True))
@@ -167,7 +168,7 @@ class Outliner:
         t = step / (slice_.length - 1) if slice_.length > 1 else 1.0
         for suffix in dict.fromkeys(suffix for names in per_seat for suffix in names):
             name = f"{main.prefix}{out_layer}{suffix}"
-            if chosen is not None and f"{main.prefix}0{suffix}" not in chosen:
+            if chosen is not None and not any(names.get(suffix) in chosen for names in per_seat):
                 continue
             inner = [
                 (seat, names.get(suffix, f"{main.prefix}{(seat.layers or (0, 0))[0] + step}{suffix}"))
