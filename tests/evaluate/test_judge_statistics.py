@@ -369,3 +369,8 @@ def test_rating_intervals_cover() -> None:
         found = fit_ratings(simulate([0.5, -0.5], 0.4, 0.3, 300, seed), draws=200)
         hits += found.rating[0].low <= 0.5 <= found.rating[0].high
     assert 34 <= hits <= 40
+
+
+def test_equal_values_that_are_no_shares_have_a_point_for_an_interval() -> None:
+    found = bootstrap_mean([3.5, 3.5, 3.5], ["a", "b", "c"])
+    assert (found.value, found.low, found.high) == (3.5, 3.5, 3.5)

@@ -161,7 +161,8 @@ def bootstrap_mean(
 ) -> Estimate:
     """Mean with a percentile interval from the stratified cluster bootstrap.
 
-    Where no draw can differ (every value the same) the interval is Wilson's on the number of clusters.
+    Where no draw can differ (every value the same) the interval is Wilson's on the number of clusters, and a
+    single point when the values are no shares.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
@@ -170,6 +171,8 @@ def bootstrap_mean(
     mean = float(array.mean())
     if not resampler.possible:
         return Estimate(mean, None, None, len(array), "one question has no interval")
+    if np.ptp(array) == 0 and not 0 <= mean <= 1:
+        return Estimate(mean, mean, mean, len(array), "constant")
     if np.ptp(array) == 0:
         flat = wilson(mean * resampler.size, resampler.size, level)
         return Estimate(mean, flat.low, flat.high, len(array), "wilson")
