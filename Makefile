@@ -28,7 +28,8 @@ check: $(VENV)/.dev  ## style, types, generated docs
 	$(PY) scripts/make_docs.py --check
 
 test: check  ## everything: style, types, rooms, laws, tests, docs and examples
-	$(VENV)/bin/pytest -n $(CORES) --dist worksteal tests src/smelt --doctest-modules
+	$(VENV)/bin/pytest -q --doctest-modules src/smelt
+	$(VENV)/bin/pytest -q -n $(CORES) --dist worksteal tests
 
 format: $(VENV)/.dev  ## rewrite files in house style
 	$(VENV)/bin/ruff check --fix .
