@@ -12,6 +12,7 @@ from engine_tools import entry, left_behind, linear, make, planned
 import tiny
 from smelt.core.errors import NonFiniteError, PlanError, SmeltError
 from smelt.engine import execute
+from smelt.numerics.blocks import GRAIN
 
 UP, NORM, HEAD, EMBED = (
     "model.layers.1.mlp.up_proj.weight",
@@ -188,6 +189,17 @@ def test_a_broken_number_is_named_and_nothing_is_left(tmp_path: Path, method: st
     assert left_behind(tmp_path) == ["a", "b", "base"]
     report, out = make(recipe, tmp_path / "out", allow_nonfinite=True)
     assert report.tensors == len(out.values)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_place_of_a_broken_number_is_counted_from_the_tensors_start(tmp_path: Path, copied: bool) -> None:
+    name, place = "model.layers.1.mlp.long.weight", 3 * GRAIN + 77
+    values = np.full(4 * GRAIN, 0.5)
+    values[place] = np.inf
+    a = tiny.write(tmp_path / "a", change={name: values})
+    b = tiny.write(tmp_path / "b", seed=1, change={} if copied else {name: np.zeros(4 * GRAIN)})
+    with pytest.raises(NonFiniteError, match=f"tensor '{name}' holds inf at element {place}"):
+        make(linear((a, 1), (b, 1)), tmp_path / "out", missing="merge", block=GRAIN)
 
 
 def test_a_broken_number_in_a_copied_tensor_is_named(tmp_path: Path) -> None:
