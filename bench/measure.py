@@ -21,7 +21,7 @@ class Usage:
     wall: float  # seconds
     cpu: float  # seconds, user + system, children included
     anon: int  # peak anonymous bytes over the process tree, sampled
-    rss: int  # peak resident bytes of the largest process, mapped files included, from the kernel
+    rss: int  # peak resident bytes of the largest process, mapped files included, as the kernel kept it
     others: float  # CPU seconds that anything else on the machine took meanwhile (or a host stole)
     code: int  # exit status
     tail: str = ""  # end of what it printed
@@ -62,6 +62,19 @@ def anonymous_bytes(pid: int) -> int:
     return total
 
 
+def resident_peak(pid: int) -> int:
+    """The most that any one process of a tree has had resident so far (``getrusage`` would count this process's own
+    size too: a child begins as a copy of it)."""
+    peak = 0
+    for process in _children(pid):
+        try:
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        except OSError:
+            continue
+        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))])
+    return peak
+
+
 def busy_seconds() -> float:
     """CPU seconds all of the machine has worked since it started, stolen time included."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -75,11 +88,13 @@ class Sampler(threading.Thread):
         super().__init__(daemon=True)
         self.pid = pid
         self.peak = 0
+        self.resident = 0
         self._done = threading.Event()
 
     def run(self) -> None:
         while not self._done.wait(1 / SAMPLES_PER_SECOND):
             self.peak = max(self.peak, anonymous_bytes(self.pid))
+            self.resident = max(self.resident, resident_peak(self.pid))
 
     def stop(self) -> int:
         self._done.set()
@@ -112,7 +127,7 @@ def run(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = No
         cpu=cpu,
         others=max(0.0, busy - cpu),
         anon=peak,
-        rss=usage.ru_maxrss * 1024,
+        rss=sampler.resident,
         code=process.returncode,
         tail=log.read_bytes()[-2000:].decode(errors="replace"),
     )

@@ -8,8 +8,8 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ckpt_tools import content_of, example_layout, example_specs, is_complete, left_over, make, write_all
@@ -17,6 +17,7 @@ from ckpt_tools import content_of, example_layout, example_specs, is_complete, l
 from smelt.checkpoint import CheckpointWriter, check_space, verify_directory
 from smelt.checkpoint import workdir as workdir_module
 from smelt.checkpoint import writer as writer_module
+from smelt.checkpoint.digest import PIECE
 from smelt.core.errors import OutputError, VerificationError
 
 
@@ -311,26 +312,100 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("missing", ["fallocate", "sync_file_range", "renameat2"])
 def test_systems_without_a_call(tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smelt.checkpoint import native, writeback
+    from smelt.checkpoint import behind, native
 
     real = native._call
     monkeypatch.setattr(native, "_call", lambda name, *rest: name != missing and real(name, *rest))
-    monkeypatch.setattr(writeback, "STEP", 1000)
+    monkeypatch.setattr(behind, "LEAST", 0)
+    monkeypatch.setattr(behind, "STEP", 1000)
     make(tmp_path / "out")
     make(tmp_path / "out", seed=1, overwrite=True)
     assert is_complete(tmp_path / "out", seed=1) and left_over(tmp_path) == ["out"]
 
 
-def test_writeback_hints_reach_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from smelt.checkpoint import writeback
+@pytest.fixture(params=[False, True], ids=["plain", "swift"])
+def followed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Small outputs are followed too; whether compiled code does it."""
+    from smelt.checkpoint import behind
 
-    seen: list[int] = []
-    monkeypatch.setattr(writeback, "STEP", 100_000)
-    monkeypatch.setattr(writeback, "start_writeback", lambda fd: seen.append(fd) or True)
-    with CheckpointWriter(tmp_path / "out", example_layout()) as writer:
+    monkeypatch.setattr(behind, "LEAST", 0)
+    monkeypatch.setattr(behind, "STEP", 100_000)
+    return bool(request.param)
+
+
+def test_what_was_read_back_behind_the_writing_is_not_read_again(
+    tmp_path: Path, followed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pieces that lie whole in one write are done; those that writes share are left for the end."""
+    from smelt.checkpoint.verify import Scan
+
+    with CheckpointWriter(tmp_path / "out", example_layout(), swift=followed) as writer:
         write_all(writer)
-        deadline = time.monotonic() + 10
-        while not seen and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert writer._follower is not None
+        writer._follower.finish()
+        seen: list[int] = []
+        real = Scan._look
+
+        def look(self: Scan, meta: Any, start: int, view: Any) -> None:
+            seen.append(len(view))
+            real(self, meta, start, view)
+
+        monkeypatch.setattr(Scan, "_look", look)
+        before = {
+            (name, start, end)
+            for name, digest in writer._scan.digests.items()  # type: ignore[union-attr]
+            for start, end in digest.unseen()
+        }
         writer.commit()
-    assert seen and threading.active_count() == 1
+    assert sum(seen) == sum(end - start for _, start, end in before)
+    assert is_complete(tmp_path / "out") and threading.active_count() == 1
+
+
+def test_pages_go_to_the_disk_and_are_let_go(
+    tmp_path: Path, followed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smelt.checkpoint import behind
+
+    monkeypatch.setattr(behind, "FLYING", 0)
+    written: list[tuple[int, int]] = []
+    dropped: list[tuple[int, int]] = []
+    monkeypatch.setattr(behind, "start_writeback", lambda fd, at, size: written.append((at, size)) or True)
+    monkeypatch.setattr(behind, "drop_cached", lambda fd, at, size: dropped.append((at, size)))
+    with CheckpointWriter(tmp_path / "out", example_layout(), swift=followed) as writer:
+        write_all(writer)
+        writer.commit()
+    assert sorted(written) == sorted(dropped) and written
+    assert sum(size for _, size in written) == sum(spec.nbytes for spec in example_layout().specs.values())
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_bytes_changed_behind_the_writer_are_found(
+    tmp_path: Path, followed: bool, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong byte on its way to the disk is seen whether it is read back early or at the end."""
+    from smelt.checkpoint import behind
+
+    if when == "later":  # the follower does not wake up before all is written
+        monkeypatch.setattr(behind, "STEP", 1 << 40)
+    writer = CheckpointWriter(tmp_path / "out", example_layout(), swift=followed)
+    with pytest.raises(VerificationError, match="are not those that were written"), writer:
+        name, _ = max(writer.layout.specs.items(), key=lambda item: item[1].nbytes)
+        shard, offset = writer.layout.place(name)
+        write_all(writer, block=PIECE)
+        if when == "at once":
+            writer._follower.finish()  # type: ignore[union-attr]
+            writer._scan.digests[name].put(0, b"12345678")  # type: ignore[union-attr]
+        else:
+            os.pwrite(writer._fds[shard], b"\xa5" * 7, offset + 11)
+        writer.commit()
+    assert left_over(tmp_path) == []
+
+
+def test_a_failure_behind_the_writing_is_told(tmp_path: Path, followed: bool) -> None:
+    with pytest.raises(ZeroDivisionError), CheckpointWriter(
+        tmp_path / "out", example_layout(), swift=followed
+    ) as writer:  # fmt: skip
+        writer._follower._check = lambda *span: 1 // 0  # type: ignore[union-attr,assignment]
+        write_all(writer)
+        writer.commit()
+    assert left_over(tmp_path) == [] and threading.active_count() == 1

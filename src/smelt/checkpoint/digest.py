@@ -7,7 +7,7 @@ consecutive pieces of 128 KiB; the last piece may be shorter. It depends on the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from xxhash import xxh3_64_digest, xxh3_128_hexdigest
@@ -51,6 +51,16 @@ class TensorDigest:
         self._pieces[8 * number : 8 * number + 8] = piece
         self._have[number] = 1
 
+    def slots(self, first: int, count: int) -> Any:
+        """Room for the digests of ``count`` pieces, as numbers in the order of their bytes; ``mark`` them then."""
+        import numpy as np
+
+        return np.frombuffer(self._pieces, np.uint64, count, 8 * first)
+
+    def mark(self, first: int, count: int) -> None:
+        """Pieces whose digests were put in their slots."""
+        self._have[first : first + count] = b"\1" * count
+
     def piece(self, number: int) -> bytes | None:
         """The digest of piece ``number``, or None when it has not come."""
         return bytes(self._pieces[8 * number : 8 * number + 8]) if self._have[number] else None
@@ -59,6 +69,25 @@ class TensorDigest:
     def complete(self) -> bool:
         """Whether every piece has come."""
         return self._have.count(0) == 0
+
+    @property
+    def seen_bytes(self) -> int:
+        """Bytes of the pieces that have come."""
+        return self.nbytes - sum(end - start for start, end in self.unseen())
+
+    def unseen(self) -> Iterator[tuple[int, int]]:
+        """Ranges of bytes, first and end, whose pieces have not come.
+
+        >>> digest = TensorDigest(3 * PIECE)
+        >>> digest.add(PIECE, bytes(PIECE)); list(digest.unseen())
+        [(0, 131072), (262144, 393216)]
+        """
+        at = self._have.find(0)
+        while at >= 0:
+            end = self._have.find(1, at)
+            end = len(self._have) if end < 0 else end
+            yield at * PIECE, min(end * PIECE, self.nbytes)
+            at = self._have.find(0, end)
 
     def hexdigest(self) -> str:
         """The digest, 32 hexadecimal digits."""
@@ -103,6 +132,11 @@ class WriteLog:
 
     def add(self, start: int, view: memoryview) -> None:
         """Record a write of ``view`` at ``start``."""
+        self.add_pieces(start, view)
+        self.add_span(start, start + len(view))
+
+    def add_pieces(self, start: int, view: memoryview) -> None:
+        """Fingerprint what was written."""
         end = start + len(view)
         first = -(-start // PIECE) * PIECE
         last = end if end == self.digest.nbytes else end // PIECE * PIECE
@@ -112,6 +146,9 @@ class WriteLog:
             self._add_loose(start, view[: first - start])
             self.digest.add(first, view[first - start : last - start])
             self._add_loose(last, view[last - start :])
+
+    def add_span(self, start: int, end: int) -> None:
+        """Note which bytes were written."""
         self.spans.append((start, end))
         if len(self.spans) > self.limit:
             self._join_spans()

@@ -24,6 +24,19 @@ _SIGN = {"<u1": 0x80, "<u2": 0x8000, "<u4": 0x80000000, "<u8": 0x800000000000000
 _SINGLE = {"F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80, "F8_E8M0": 0xFF}
 
 
+#: (mask, bytes): an element whose bits hold all of the mask is NaN or Inf
+EXPONENTS = {
+    name: (limit, np.dtype(unsigned).itemsize)
+    for name, (unsigned, _, limit) in _KINDS.items()
+    if np.dtype(unsigned).itemsize > 1
+}
+
+
+def may_be_nonfinite(dtype: str) -> bool:
+    """Whether a header dtype has patterns for NaN or Inf at all."""
+    return dtype in _KINDS or dtype in _SINGLE
+
+
 def has_nonfinite(data: Any, dtype: str) -> bool:
     """Whether a buffer of this header dtype holds NaN or Inf; integers never do.
 

@@ -48,9 +48,7 @@ class Checkpoint:
         if meta.strides is not None:
             self._read_strided(meta, start, view)
             return
-        fd = self._fds.get(meta.file)
-        if fd is None:
-            fd = self._open(meta.file)
+        fd = self._descriptor(meta)
         try:
             got = fill(fd, view, meta.offset + start)
         except OSError as error:
@@ -59,6 +57,14 @@ class Checkpoint:
         if got != len(view):
             what = f"the file ends {len(view) - got} bytes early"
             raise CheckpointError(what, where=_where(meta), fix="fetch it again")
+
+    def _descriptor(self, meta: TensorMeta) -> int:
+        fd = self._fds.get(meta.file)
+        return self._open(meta.file) if fd is None else fd
+
+    def place(self, meta: TensorMeta) -> tuple[int, int] | None:
+        """An open file and the offset where a tensor begins; None when it does not lie there densely."""
+        return None if meta.strides is not None else (self._descriptor(meta), meta.offset)
 
     def _open(self, file: Path) -> int:
         with self._lock:

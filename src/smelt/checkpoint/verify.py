@@ -68,6 +68,7 @@ def verify_directory(
     written: Mapping[str, WriteLog] | None = None,
     allow_nonfinite: bool = False,
     agreement: Agreement | None = None,
+    scanned: Scan | None = None,
     cold: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
@@ -76,6 +77,7 @@ def verify_directory(
     ``expected`` fixes names, dtypes and shapes; ``digests`` (else the provenance file beside the weights)
     fixes contents; ``written`` are a writer's records; ``agreement`` compares tensors with config.json;
     ``cold`` has the bytes come from the disk itself and not from what the kernel remembers of it.
+    ``scanned`` is what was read back already and is not read again.
     ``on_progress`` is told of the bytes read, from any thread. A path that does not exist raises; all else
     that is wrong is in the report.
     """
@@ -91,7 +93,9 @@ def verify_directory(
         if cold:
             forget(checkpoint.files)
         problems = [] if expected is None else compare_specs(checkpoint.tensors, _specs(expected))
-        scan = _Scan(checkpoint, on_progress)
+        scan = Scan(checkpoint, on_progress)
+        if scanned is not None:
+            scan.take_over(scanned)
         problems += scan.run(max(1, threads), allow_nonfinite)
         found = {name: digest.hexdigest() for name, digest in scan.digests.items() if digest.complete}
         problems += _check_written(checkpoint, scan.digests, written or {})
@@ -138,24 +142,53 @@ def compare_specs(tensors: Mapping[str, TensorMeta], expected: Iterable[TensorSp
     ]
 
 
-class _Scan:
-    """One pass over all bytes: digests of every tensor, and positions of NaN and Inf."""
+class Scan:
+    """One look at all bytes: digests of every tensor, and positions of NaN and Inf."""
 
-    def __init__(self, checkpoint: Checkpoint, on_progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, on_progress: Callable[[int], None] | None = None, *, swift: bool = False
+    ) -> None:
+        self._swift = swift
         self.checkpoint = checkpoint
         self.on_progress = on_progress
         self.digests = {name: TensorDigest(meta.nbytes) for name, meta in checkpoint.tensors.items()}
         self.bad: dict[str, list[tuple[int, int]]] = {}
         self.errors: list[Problem] = []
-        self._chunks = [
-            (meta, start) for meta in checkpoint.tensors.values() for start in range(0, meta.nbytes, CHUNK)
-        ]
+        self._seen = 0
+        self._buffer = memoryview(bytearray(CHUNK))
+        self._chunks: list[tuple[TensorMeta, int, int]] = []
         self._next = itertools.count()
         self._lock = threading.Lock()
         self._stopped = False
 
+    def take_over(self, other: Scan) -> None:
+        """Use what another scan has seen of the same files, where the headers still say what they said then."""
+        for name, meta in self.checkpoint.tensors.items():
+            if other.checkpoint.tensors.get(name) == meta:
+                self.digests[name] = other.digests[name]
+                if name in other.bad:
+                    self.bad[name] = other.bad[name]
+        self._seen = sum(digest.seen_bytes for digest in self.digests.values())
+
+    def check(self, name: str, start: int, length: int) -> None:
+        """Look at the whole pieces of bytes [start, start + length) of a tensor; the rest is left for ``run``.
+        For one thread at a time."""
+        meta = self.checkpoint.tensors[name]
+        first, end = -(-start // PIECE) * PIECE, start + length
+        last = end if end == meta.nbytes else end // PIECE * PIECE
+        for at in range(first, last, CHUNK):
+            self._look(meta, at, self._buffer[: min(CHUNK, last - at)])
+
     def run(self, threads: int, allow_nonfinite: bool) -> list[Problem]:
-        """Scan with so many threads; what was found."""
+        """Look at all that has not been seen, with so many threads; what was found in all."""
+        self._chunks = [
+            (meta, start, min(CHUNK, end - start))
+            for name, meta in self.checkpoint.tensors.items()
+            for first, end in self.digests[name].unseen()
+            for start in range(first, end, CHUNK)
+        ]
+        if self.on_progress is not None and self._seen:
+            self.on_progress(self._seen)
         with ThreadPoolExecutor(threads) as pool:
             try:
                 for future in [pool.submit(self._work) for _ in range(threads)]:
@@ -173,25 +206,41 @@ class _Scan:
         buffer = memoryview(bytearray(CHUNK))
         try:
             while not self._stopped and (number := next(self._next)) < len(self._chunks):
-                self._check_chunk(*self._chunks[number], buffer)
+                meta, start, length = self._chunks[number]
+                self._look(meta, start, buffer[:length])
         except BaseException:
             self._stopped = True
             raise
 
-    def _check_chunk(self, meta: TensorMeta, start: int, buffer: memoryview) -> None:
+    def _look(self, meta: TensorMeta, start: int, view: memoryview) -> None:
         from smelt.checkpoint.finite import has_nonfinite
 
-        view = buffer[: min(CHUNK, meta.nbytes - start)]
-        try:
-            self.checkpoint.read_into(meta, start, view)
-        except (CheckpointError, OSError) as error:
-            self._note_error(meta, error)
-            return
-        self.digests[meta.name].add(start, view)
-        if has_nonfinite(view, meta.dtype):
+        broken = self._read_swiftly(meta, start, view) if self._swift else -1
+        if broken < 0:
+            try:
+                self.checkpoint.read_into(meta, start, view)
+            except (CheckpointError, OSError) as error:
+                self._note_error(meta, error)
+                return
+            self.digests[meta.name].add(start, view)
+            broken = has_nonfinite(view, meta.dtype)
+        if broken:
             self._note_nonfinite(meta, start, view)
         if self.on_progress is not None:
             self.on_progress(len(view))
+
+    def _read_swiftly(self, meta: TensorMeta, start: int, view: memoryview) -> int:
+        import numpy as np
+
+        from smelt.checkpoint.finite import EXPONENTS, may_be_nonfinite
+        from smelt.checkpoint.swift import SwiftReader
+
+        place = self.checkpoint.place(meta)
+        finite = EXPONENTS.get(meta.dtype)
+        if place is None or (finite is None and may_be_nonfinite(meta.dtype)):
+            return -1
+        reader = SwiftReader(*place, self.digests[meta.name], finite)
+        return reader.read(start, np.frombuffer(view, np.uint8))
 
     def _note_error(self, meta: TensorMeta, error: Exception) -> None:
         with self._lock:

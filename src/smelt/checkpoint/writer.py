@@ -11,16 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from smelt.checkpoint import behind
 from smelt.checkpoint.digest import WriteLog
 from smelt.checkpoint.files import as_bytes, spill
 from smelt.checkpoint.layout import INDEX, ShardLayout
 from smelt.checkpoint.native import reserve
 from smelt.checkpoint.workdir import WorkFolder, check_space
-from smelt.checkpoint.writeback import Writeback
 from smelt.core.errors import OutputError, Problem, VerificationError
 
 if TYPE_CHECKING:
-    from smelt.checkpoint.verify import VerifyReport
+    from smelt.checkpoint.verify import Scan, VerifyReport
 
 
 class CheckpointWriter:
@@ -31,18 +31,23 @@ class CheckpointWriter:
             writer.add_json("config.json", config)
             writer.commit()                          # sync, verify, rename
 
-    Leaving the ``with`` block without a commit removes every trace.
+    Leaving the ``with`` block without a commit removes every trace. ``swift`` has compiled code do the writing
+    and reading back.
     """
 
-    def __init__(self, target: str | Path, layout: ShardLayout, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, target: str | Path, layout: ShardLayout, *, overwrite: bool = False, swift: bool = False
+    ) -> None:
         self.target = Path(target)
         self.layout = layout
         self.logs: Mapping[str, WriteLog] = {
             name: WriteLog(spec.nbytes) for name, spec in layout.specs.items()
         }
+        self._swift = swift
         self._work = WorkFolder(self.target, overwrite=overwrite)
         self._fds: list[int] = []
-        self._writeback: Writeback | None = None
+        self._follower: behind.Follower | None = None
+        self._scan: Scan | None = None
         self._verified: VerifyReport | None = None
 
     @property
@@ -58,10 +63,11 @@ class CheckpointWriter:
                 for shard in self.layout.shards:
                     self._fds.append(_create(self.path / shard.file, shard.size))
                     spill(self._fds[-1], memoryview(shard.header), 0)
-            self._writeback = Writeback(self._fds, self.layout.file_bytes)
             index = self.layout.index()
             if index is not None:
                 (self.path / INDEX).write_bytes(_as_json(index))
+            if self.layout.file_bytes >= behind.LEAST:
+                self._follow()
         except BaseException:
             self._leave()
             raise
@@ -73,12 +79,22 @@ class CheckpointWriter:
         self._leave()
 
     def _leave(self) -> None:
-        if self._writeback is not None:
-            self._writeback.stop()
+        if self._follower is not None:
+            self._follower.abandon()
+        if self._scan is not None:
+            self._scan.checkpoint.close()
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)
         self._work.remove()
+
+    def _follow(self) -> None:
+        """Read back behind the writing, through the headers as they stand in the files."""
+        from smelt.checkpoint.reader import open_checkpoint
+        from smelt.checkpoint.verify import Scan
+
+        self._scan = Scan(open_checkpoint(self.path), swift=self._swift)
+        self._follower = behind.Follower(self._fds, self._scan.check, self.layout.place)
 
     def check_space(self, extra: int = 0) -> None:
         """Refuse when the disk cannot hold the weights and ``extra`` bytes of side files."""
@@ -92,16 +108,21 @@ class CheckpointWriter:
             what = f"bytes {start} to {start + len(view)} of {spec.nbytes} are outside the tensor"
             raise OutputError(what, where=f"output tensor {name!r}")
         shard, offset = self.layout.place(name)
-        with _disk_errors(self.target):
-            spill(self._fds[shard], view, offset + start)
-        self.logs[name].add(start, view)
-        if self._writeback is not None:
-            self._writeback.note(len(view))
+        log = self.logs[name]
+        if not (self._swift and self._write_swiftly(shard, offset, view, log, start)):
+            with _disk_errors(self.target):
+                spill(self._fds[shard], view, offset + start)
+            log.add_pieces(start, view)
+        log.add_span(start, start + len(view))
+        if self._follower is not None:
+            self._follower.note(name, start, len(view))
 
-    def start_writeback(self) -> None:
-        """Have the kernel write what is dirty now. Happens by itself every 64 MiB of ``write``."""
-        if self._writeback is not None:
-            self._writeback.hint()
+    def _write_swiftly(self, shard: int, offset: int, view: memoryview, log: WriteLog, start: int) -> bool:
+        import numpy as np
+
+        from smelt.checkpoint import swift
+
+        return swift.write(self._fds[shard], offset, np.frombuffer(view, np.uint8), log.digest, start)
 
     def add_bytes(self, name: str, data: bytes) -> None:
         """Add a side file; ``name`` may lie in a subfolder."""
@@ -127,14 +148,25 @@ class CheckpointWriter:
         return self.path / path
 
     def verify(self, **options: Any) -> VerifyReport:
-        """Read everything back and compare it with the layout and with every byte that was written."""
+        """Compare all that stands in the files with the layout and with every byte that was written.
+
+        What was read back behind the writing is not read again.
+        """
         from smelt.checkpoint.verify import verify_directory
 
         self._check_coverage()
-        report = verify_directory(self.path, expected=self.layout, written=self.logs, **options)
+        self._finish_following()
+        report = verify_directory(
+            self.path, expected=self.layout, written=self.logs, scanned=self._scan, **options
+        )
         report.raise_for_problems()
         self._verified = report
         return report
+
+    def _finish_following(self) -> None:
+        if self._follower is not None:
+            self._follower.finish()
+            self._follower = None
 
     def _check_coverage(self) -> None:
         gaps = [(name, log.gap()) for name, log in self.logs.items()]
@@ -145,8 +177,7 @@ class CheckpointWriter:
     def commit(self, check: Callable[[Path], object] | None = None) -> None:
         """Sync, verify, and rename into place. ``check`` gets the folder and stands in for ``verify``."""
         self._check_coverage()
-        if self._writeback is not None:
-            self._writeback.stop()
+        self._finish_following()
         self._sync()
         if check is not None:
             check(self.path)

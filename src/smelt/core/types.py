@@ -81,3 +81,6 @@ class TensorSource(Protocol):
 
     def read_into(self, meta: TensorMeta, start: int, out: memoryview) -> None:
         """Fill ``out`` with bytes [start, start + len(out)) of the dense row-major tensor. Thread-safe."""
+
+    def place(self, meta: TensorMeta) -> tuple[int, int] | None:
+        """An open file and the offset at which the dense tensor lies in it; None when it must be asked for."""

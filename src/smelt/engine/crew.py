@@ -31,8 +31,14 @@ class Crew:
         return Crew(max(2 * self.block, PIECE), self._pool, self._threads)
 
     def spans(self, count: int) -> list[tuple[int, int]]:
-        """(start, size) of every block; one empty block for an empty tensor."""
-        return [(start, min(self.block, count - start)) for start in range(0, max(count, 1), self.block)]
+        """(start, size) of every block; one empty block for an empty tensor. None crosses a multiple of 2**32,
+        where the keys of random draws change."""
+        return [
+            (start, min(self.block, end - start))
+            for first in range(0, max(count, 1), 1 << 32)
+            for end in [min(first + (1 << 32), count)]
+            for start in range(first, max(end, first + 1), self.block)
+        ]
 
     def each_block(self, count: int, work: Callable[[int, int, Scratch], Any]) -> list[Any]:
         """``work(start, size, scratch)`` for every block."""

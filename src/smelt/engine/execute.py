@@ -13,7 +13,7 @@ from smelt.checkpoint import TensorDigest
 from smelt.core.errors import SmeltError
 from smelt.core.types import FLOATS, ITEMSIZE
 from smelt.engine.crew import Crew
-from smelt.engine.feeds import Feed, FileFeed, Scratch, refuse_nonfinite
+from smelt.engine.feeds import Feed, FileFeed, Scratch
 from smelt.engine.jobs import Job, Part
 from smelt.engine.measure import measure_all
 from smelt.engine.members import FilePart
@@ -21,7 +21,7 @@ from smelt.engine.run import NestedFeed, TensorRun, add_context
 from smelt.methods import REGISTRY
 from smelt.numerics.blocks import GRAIN, Backend
 from smelt.numerics.reference import NumpyBackend
-from smelt.numerics.rounding import STORAGE, accumulation
+from smelt.numerics.rounding import accumulation
 from smelt.numerics.stats import TensorInfo
 
 #: a merge of fewer elements is not worth loading the compiler for
@@ -45,6 +45,11 @@ def choose_backend(jobs: Mapping[str, Job], device: str) -> Backend:
     from smelt.numerics.compiled import CompiledBackend
 
     return CompiledBackend()
+
+
+def is_compiled(backend: Backend) -> bool:
+    """Whether compiled code is at hand for reading and writing too."""
+    return backend.name == "numba"
 
 
 class Executor:
@@ -150,7 +155,8 @@ class Executor:
     def _combine(self, job: Job, run: TensorRun, crew: Crew) -> None:
         item = ITEMSIZE[job.spec.dtype]
         for feed in _file_feeds(run):
-            feed.last_pass(self._claim(feed), None if self.allow_nonfinite else self.backend.nonfinite)
+            is_broken = None if self.allow_nonfinite else self.backend.nonfinite
+            feed.last_pass(self._claim(feed), is_broken, swift=is_compiled(self.backend))
 
         def work(start: int, size: int, scratch: Scratch) -> None:
             self.sink(job.spec.name, start * item, run.combine(start, size, scratch, "out"))
@@ -165,18 +171,14 @@ class Executor:
         while isinstance(part, Job):
             part = part.models[0]
         feed = FileFeed(part.checkpoint, part.meta)
-        digest = self._claim(feed)
         check = not self.allow_nonfinite and part.meta.dtype in FLOATS
+        feed.last_pass(
+            self._claim(feed), self.backend.nonfinite if check else None, swift=is_compiled(self.backend)
+        )
 
         def work(start: int, length: int, scratch: Scratch) -> None:
             buffer = scratch.bytes("copy", length)
-            part.checkpoint.read_into(part.meta, start, buffer.data)
-            if digest is not None:
-                digest.add(start, buffer)
-            if check and self.backend.nonfinite(buffer.view(STORAGE[part.meta.dtype]), part.meta.dtype):
-                refuse_nonfinite(
-                    buffer.view(STORAGE[part.meta.dtype]), part.meta, start // ITEMSIZE[part.meta.dtype]
-                )
+            feed.read(start, buffer)
             self.sink(job.spec.name, start, buffer)
             self.progress(length, 0)
 

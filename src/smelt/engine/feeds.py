@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from smelt.checkpoint import TensorDigest
 from smelt.core.errors import NonFiniteError
 from smelt.core.types import ITEMSIZE, TensorMeta, TensorSource
-from smelt.numerics.rounding import STORAGE, decode
+from smelt.numerics.rounding import EXPONENT, STORAGE, decode
+
+if TYPE_CHECKING:
+    from smelt.checkpoint.swift import SwiftReader
+
+_BYTES = np.dtype(np.uint8)
 
 
 class Scratch:
@@ -44,22 +49,39 @@ class FileFeed:
         self._item = ITEMSIZE[meta.dtype]
         self._digest: TensorDigest | None = None
         self._is_broken: Callable[[np.ndarray, str], bool] | None = None
+        self._swift: SwiftReader | None = None
 
     def last_pass(
-        self, digest: TensorDigest | None, is_broken: Callable[[np.ndarray, str], bool] | None
-    ) -> None:
-        """From now on every element is read exactly once."""
+        self, digest: TensorDigest | None, is_broken: Callable[[np.ndarray, str], bool] | None,
+        swift: bool = False,
+    ) -> None:  # fmt: skip
+        """From now on every element is read exactly once. ``swift`` has compiled code do it where it can."""
         self._digest, self._is_broken = digest, is_broken
+        place = self.source.place(self.meta) if swift else None
+        if place is not None:
+            from smelt.checkpoint.swift import SwiftReader
+
+            mask, unsigned = EXPONENT.get(self.dtype, (0, _BYTES))
+            finite = (mask, unsigned.itemsize) if is_broken is not None and mask else None
+            self._swift = SwiftReader(*place, digest, finite)
 
     def load(self, start: int, count: int, scratch: Scratch, slot: Any) -> np.ndarray:
         buffer = scratch.bytes(slot, count * self._item)
-        self.source.read_into(self.meta, start * self._item, buffer.data)
-        if self._digest is not None:
-            self._digest.add(start * self._item, buffer)
-        raw = buffer.view(STORAGE[self.dtype])
-        if self._is_broken is not None and self._is_broken(raw, self.dtype):
-            refuse_nonfinite(raw, self.meta, start)
-        return raw
+        self.read(start * self._item, buffer)
+        return buffer.view(STORAGE[self.dtype])
+
+    def read(self, start: int, buffer: np.ndarray) -> None:
+        """Bytes of the tensor from ``start``."""
+        broken = -1 if self._swift is None else self._swift.read(start, buffer)
+        if broken < 0:
+            self.source.read_into(self.meta, start, buffer.data)
+            if self._digest is not None:
+                self._digest.add(start, buffer)
+            broken = self._is_broken is not None and self._is_broken(
+                buffer.view(STORAGE[self.dtype]), self.dtype
+            )
+        if broken:
+            refuse_nonfinite(buffer.view(STORAGE[self.dtype]), self.meta, start // self._item)
 
 
 def refuse_nonfinite(raw: np.ndarray, meta: TensorMeta, start: int) -> None:

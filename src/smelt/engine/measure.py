@@ -146,7 +146,7 @@ def _guess(searches: list[_Search], crew: Crew) -> None:
     found: list[list[np.ndarray]] = [[] for _ in searches]
     counts = [search.selector.count for search in searches]
     for run, present in _by_run(searches):
-        every = max(max(counts[number] for number, _ in present) * PLACE // SAMPLE, PLACE)
+        every = max(max(counts[number] for number, _ in present) // SAMPLE, 1) * PLACE
         top = (1 << (8 * run.acc.itemsize)) - 1
         for start in range(0, run.info.numel, every):
             size = min(PLACE, run.info.numel - start)

@@ -48,6 +48,9 @@ class MemorySource:
         size = len(out)
         np.frombuffer(out, np.uint8)[:] = self.raw[meta.name][start : start + size]
 
+    def place(self, meta: TensorMeta) -> None:
+        """Not in a file."""
+
 
 def _as_raw(value: Any, where: str) -> tuple[np.ndarray, str]:
     """The bytes of a numpy or torch tensor, and its dtype."""

@@ -11,7 +11,7 @@ from typing import Any
 from smelt.arch import check_agreement
 from smelt.checkpoint import CheckpointWriter, TensorDigest
 from smelt.core.errors import OutputError
-from smelt.engine.execute import Executor, choose_backend
+from smelt.engine.execute import Executor, choose_backend, is_compiled
 from smelt.engine.plan import Plan, Settings, plan_merge
 from smelt.engine.provenance import PROVENANCE, RerunReport, compare_records, read_record, record
 from smelt.methods import REGISTRY
@@ -44,16 +44,16 @@ def run_merge(
     began = time.perf_counter()
     _refuse_own_input(plan, Path(target))
     settings, tell = plan.settings, progress or (lambda stage, done, total, tensors: None)
-    with CheckpointWriter(target, plan.layout, overwrite=overwrite) as writer:
+    backend = choose_backend(plan.jobs, settings.device)
+    with CheckpointWriter(target, plan.layout, overwrite=overwrite, swift=is_compiled(backend)) as writer:
         _side_files(plan, writer)
         executor = Executor(
             plan.jobs, writer.write, threads=settings.threads, block=settings.block,
-            backend=choose_backend(plan.jobs, settings.device), allow_nonfinite=settings.allow_nonfinite,
+            backend=backend, allow_nonfinite=settings.allow_nonfinite,
             progress=_counter("merge", plan.layout.data_bytes, tell),
         )  # fmt: skip
         executor.run()
         merged = time.perf_counter()
-        writer.start_writeback()
         report = writer.verify(
             threads=settings.threads, allow_nonfinite=settings.allow_nonfinite, agreement=check_agreement,
             on_progress=_counter("verify", plan.layout.data_bytes, tell),

@@ -6,7 +6,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smelt.numerics.expr import Sym, narrow, shifted, total, uniform, where, wide
+from smelt.methods._params import weighed
+from smelt.numerics.expr import Sym, any_of, literal, shifted, total, uniform, where, wide
 from smelt.numerics.stats import KEEP_ALL, KEEP_NONE, Cut, Measuring, Sum, TensorInfo, Top, keep_top
 
 #: a sum of weights below this counts as zero
@@ -88,7 +89,7 @@ def rescaled(
 
 def add_mix(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize: bool, scale: float) -> Sym:
     """base + scale * sum w d [/ sum w]; each step as written, since numbers scaled first would round twice."""
-    mix = total(delta * w for w, delta in zip(weight, deltas, strict=True))
+    mix = total(weighed(deltas, weight))
     share = sum(weight)
     if normalize and abs(share) >= TINY and share != 1:
         mix = mix / share
@@ -101,11 +102,18 @@ def add_elected(base: Sym, deltas: Sequence[Sym], weight: list[float], normalize
     The election runs in float64: task vectors of 16-bit models often cancel exactly, and a rounded sum would
     then vote at random.
     """
-    votes = total(wide(w) * wide(delta) for w, delta in zip(weight, deltas, strict=True))
-    side = narrow(where(votes >= 0.0, 1.0, -1.0))
-    along = [delta * w * side for w, delta in zip(weight, deltas, strict=True)]  # positive: agrees
-    mix = total(where(part > 0.0, part, 0.0) for part in along)
+    parts = weighed(deltas, weight)
+    positive = total(weighed([wide(delta) for delta in deltas], weight)) >= 0.0
+    agrees = [(positive & (part > 0.0)) | (~positive & (part < 0.0)) for part in parts]
+    mix = total(where(agree, part, 0.0) for agree, part in zip(agrees, parts, strict=True))
     if normalize:
-        share = total(where(part > 0.0, w, 0.0) for part, w in zip(along, weight, strict=True))
-        mix = mix / where(share == 0.0, 1.0, share)
-    return shifted(base, mix * side if scale == 1 else mix * side * scale)
+        share = total(where(agree, w, 0.0) for agree, w in zip(agrees, _shared(weight), strict=True))
+        mix = mix / (share if min(weight) > 0 else where(share == 0.0, literal(1.0), share))
+    changes = any_of(agrees)
+    return where(changes, base + (mix if scale == 1 else mix * scale), base) if scale else base
+
+
+def _shared(weight: list[float]) -> list[Sym]:
+    """Weights as constants; one for all when they are equal."""
+    first = Sym.lift(weight[0])
+    return [first if w == weight[0] else Sym.lift(w) for w in weight]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from smelt.core.method import Param
+from smelt.numerics.expr import Sym
 
 Weight = Annotated[list[float], Param(doc="weight of this model")]
 Lambda = Annotated[float, Param(doc="scale of the merged task vector before it is added to the base")]
@@ -24,3 +26,10 @@ ScopeParam = Annotated[
           choices=("tensor", "layer", "model")),
 ]  # fmt: skip
 Int8Mask = Annotated[bool, Param(doc="accepted for compatibility", no_effect="masks take no memory here")]
+
+
+def weighed(values: Sequence[Sym], weight: Sequence[float]) -> list[Sym]:
+    """w_i x_i. Weights that are all 1, as they mostly are, cost no multiplications."""
+    if all(w == 1.0 for w in weight):
+        return list(values)
+    return [value * w for value, w in zip(values, weight, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from smelt.core.errors import MethodError
 from smelt.core.method import method
-from smelt.methods._params import Normalize, Weight
+from smelt.methods._params import Normalize, Weight, weighed
 from smelt.numerics.expr import Sym, total
 
 
@@ -28,5 +28,5 @@ def linear(
             expected="a sum other than 0",
             fix="set normalize: false or other weights",
         )
-    mix = total(model * w for w, model in zip(weight, models, strict=True))
+    mix = total(weighed(models, weight))
     return mix / share if normalize and share != 1 else mix  # weights scaled first would round twice

@@ -23,6 +23,7 @@ def _bitcast(argument: types.Type, result: types.Type, target: ir.Type):
 
 bits32 = _bitcast(types.float32, types.uint32, _I32)
 bits64 = _bitcast(types.float64, types.uint64, _I64)
+from_bits64 = _bitcast(types.uint64, types.float64, ir.DoubleType())
 from_bits32 = _bitcast(types.uint32, types.float32, ir.FloatType())
 
 
@@ -75,12 +76,16 @@ def _off_the_tie(value, single, back, bits):
 
 @njit(nogil=True, inline="always")
 def double_to_bf16(value):
-    """float64 -> stored bf16 with a single rounding: a false tie made by float32 is stepped off first."""
-    single = np.float32(value)
-    back = np.float64(single)
-    bits = bits32(single)
-    lost = (np.uint32(bits & np.uint32(0xFFFF)) == np.uint32(0x8000)) & (back != value)
-    return single_to_bf16(_off_the_tie(value, single, back, bits) if lost else single)
+    """float64 -> stored bf16 with a single rounding to nearest even; NaN stays NaN.
+
+    Adding 1.5 * 2**45 times the value's power of two leaves it eight significant bits (fewer where bf16 is
+    subnormal, for the power is bounded below), rounded by the processor itself; taking it away again is exact.
+    """
+    power = from_bits64(np.uint64(bits64(value) & np.uint64(0x7FF0000000000000)))
+    large = min(max(power * (1.5 * 2.0**45), 1.5 * 2.0 ** (45 - 126)), 1.5 * 2.0 ** (45 + 129))
+    bits = bits32(np.float32((value + large) - large))
+    negative = np.uint32(np.uint64(bits64(value) >> np.uint64(32)) & np.uint64(0x80000000))  # of a zero
+    return np.uint16(np.uint32(bits | negative) >> np.uint32(16))
 
 
 @njit(nogil=True, inline="always")
@@ -105,9 +110,13 @@ def mix32(value):
 
 
 @njit(nogil=True, inline="always")
-def uniform24(index, low_key, high_key):
-    """24 random bits for an element index, as int32."""
-    low, high = np.uint32(index), np.uint32(index >> 32)
+def high_offset(index, high_key):
+    """What the upper half of an element index adds to a draw; the same for all of a block."""
+    return np.uint32(np.uint32(np.uint32(index >> 32) * np.uint32(0x9E3779B1)) + high_key)
+
+
+@njit(nogil=True, inline="always")
+def uniform24(low, low_key, offset):
+    """24 random bits, as int32, for the lower half of an element index."""
     first = mix32(np.uint32(np.uint32(low * np.uint32(0x9E3779B1)) + low_key))
-    offset = np.uint32(np.uint32(high * np.uint32(0x9E3779B1)) + high_key)
     return np.int32(np.uint32(mix32(np.uint32(first ^ offset)) >> np.uint32(8)))

@@ -46,7 +46,10 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Raw stored elements of every input the program reads (None where it does not), with their dtypes."""
+    """Raw stored elements of every input the program reads (None where it does not), with their dtypes.
+
+    Where a program draws random numbers a block does not cross a multiple of 2**32, where the keys change.
+    """
 
     inputs: Sequence[np.ndarray | None]
     dtypes: tuple[str, ...]

@@ -19,6 +19,8 @@ _SYMBOLS = {
 }  # fmt: skip
 _STORED = {"BF16": "uint16", "F16": "uint16", "F32": "float32", "F64": "float64"}
 _TILE = 2048
+#: elements decided together whether float32 will do: one vector of the widest processors
+GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _operation(
         case "col":
             return f"np.{acc}(z{args[0]}[{index}])"
         case "uniform":
-            draw = f"uniform24(first + {index}, ka{args[0]}, kb{args[0]})"
+            draw = f"uniform24(np.uint32(lower + np.uint32({index})), ka{args[0]}, kh{args[0]})"
             return f"np.{acc}({draw}) * np.{acc}({2.0**-24!r})"
         case "index":
             return f"np.float64(first + {index})"
@@ -207,6 +209,10 @@ def _views(flavour: Flavour, first: str, last: str, out: str = "") -> str:
     """Slices of the arrays: a loop over 0..n is one that LLVM knows to be contiguous."""
     lines = [f"x{position} = in{position}[{first}:{last}]" for position in flavour.inputs]
     lines.append(f"first = start + {first}")
+    keys = [args[0] for op, *args in flavour.structure[0] if op == "uniform"]
+    if keys:  # a block never crosses a multiple of 2**32, so the upper half of the index is one for all of it
+        lines.append("lower = np.uint32(first)")
+    lines += [f"kh{slot} = high_offset(first, kb{slot})" for slot in keys]
     if out:
         lines.append(f"y = {out}[{first}:{last}]")
     return "".join(f"{line}\n" for line in lines)
@@ -266,8 +272,8 @@ def _combine_near(flavour: Flavour) -> str:
     group = (
         _views(flavour, "at", "stop", "out")
         + "".join(f"z{i} = cols{i}[column + at - begin:]\n" for i in range(flavour.cols))
-        + f"again = True\nif stop - at == {LANES}:\n    least = np.uint32(0xFFFF)\n"
-        + f"    for i in range({LANES}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
+        + f"again = True\nif stop - at == {GROUP}:\n    least = np.uint32(0xFFFF)\n"
+        + f"    for i in range({GROUP}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
         + f"if again:\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
     )
     return _groups(flavour, group)
@@ -275,7 +281,7 @@ def _combine_near(flavour: Flavour) -> str:
 
 def _groups(flavour: Flavour, group: str) -> str:
     """Loops over groups of ``LANES`` elements, cut where a row ends when coefficients belong to rows or columns."""
-    inner = f"while at < end:\n    stop = min(end, at + {LANES})\n{indent(group, '    ')}"
+    inner = f"while at < end:\n    stop = min(end, at + {GROUP})\n{indent(group, '    ')}"
     if not flavour.rows and not flavour.cols:
         return f"at = 0\nend = count\n{inner}"
     length = "row_length" if flavour.rows else "column_length"

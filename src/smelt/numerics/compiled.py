@@ -24,8 +24,7 @@ from smelt.numerics.blocks import Block
 from smelt.numerics.codegen import Flavour, generate
 from smelt.numerics.expr import Program
 from smelt.numerics.reference import exact_only_near_boundaries
-from smelt.numerics.rounding import EXPONENT
-from smelt.numerics.scan import any_masked
+from smelt.numerics.rounding import has_nonfinite
 
 #: kernels inline the conversions of ``bits``, so a change there must rename them
 _BITS = (Path(__file__).parent / "bits.py").read_bytes() + __version__.encode()
@@ -50,17 +49,26 @@ class CompiledBackend:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def _kernel(self, flavour: Flavour) -> Callable[..., Any]:
-        kernel = self._kernels.get(flavour)
+    def _kernel(
+        self, kind: str, program: Program, block: Block, acc: np.dtype, out: str = ""
+    ) -> Callable[..., Any]:
+        """The loop for a program; found again by a short key, since hashing a whole formula takes time."""
+        key = (kind, block.dtypes, acc.char, out)
+        kernel = program.kernels.get(key)
         if kernel is None:
-            with self._lock:
-                kernel = self._kernels.get(flavour)
-                if kernel is None:
-                    kernel = self._kernels[flavour] = load_kernel(generate(flavour))
+            kernel = program.kernels[key] = self._load(self._flavour(kind, program, block, acc, out))
         return kernel
+
+    def _load(self, flavour: Flavour) -> Callable[..., Any]:
+        with self._lock:
+            kernel = self._kernels.get(flavour)
+            if kernel is None:
+                kernel = self._kernels[flavour] = load_kernel(generate(flavour))
+            return kernel
 
     def _arguments(self, program: Program, block: Block) -> tuple[Any, ...]:
         grid = block.grid
+        assert not program.keys or not block.count or grid.start >> 32 == (grid.start + block.count - 1) >> 32
         return (
             *(block.inputs[position] for position in program.inputs),
             program.const_array, program.key_array, *program.rows, *program.cols,
@@ -83,17 +91,15 @@ class CompiledBackend:
         )
 
     def combine(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray, dtype: str) -> None:
-        self._kernel(self._flavour("combine", program, block, acc, dtype))(
-            out, *self._arguments(program, block)
-        )
+        self._kernel("combine", program, block, acc, dtype)(out, *self._arguments(program, block))
 
     def sums(self, program: Program, block: Block, acc: np.dtype, cuts: np.ndarray) -> np.ndarray:
         out = np.zeros((len(cuts) - 1, len(program.outputs)))
-        self._kernel(self._flavour("sums", program, block, acc))(out, cuts, *self._arguments(program, block))
+        self._kernel("sums", program, block, acc)(out, cuts, *self._arguments(program, block))
         return out
 
     def column_sums(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray) -> None:
-        self._kernel(self._flavour("columns", program, block, acc))(out, *self._arguments(program, block))
+        self._kernel("columns", program, block, acc)(out, *self._arguments(program, block))
 
     def bracket(
         self, program: Program, block: Block, acc: np.dtype, low: int, high: int, shift: int, bins: int
@@ -101,15 +107,13 @@ class CompiledBackend:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
         if low == high:  # a guess to be confirmed: two counts, all in vector lanes
             pair = np.zeros(2, np.int64)
-            self._kernel(self._flavour("count", program, block, acc))(
-                pair, unsigned(low), *self._arguments(program, block)
-            )
+            self._kernel("count", program, block, acc)(pair, unsigned(low), *self._arguments(program, block))
             at = np.array([low], unsigned)
             return int(pair[0]), pair[1:], at, at
         counts = np.zeros(bins, np.int64)
         least = np.full(bins, np.iinfo(unsigned).max, unsigned)
         most = np.zeros(bins, unsigned)
-        kernel = self._kernel(self._flavour("bracket", program, block, acc))
+        kernel = self._kernel("bracket", program, block, acc)
         above = kernel(
             counts,
             least,
@@ -127,7 +131,7 @@ class CompiledBackend:
         unsigned = np.uint32 if acc == np.float32 else np.uint64
         found = self._spare(block.count + 1, unsigned)  # one more: the loop writes before it decides
         above = np.zeros(1, np.int64)
-        kernel = self._kernel(self._flavour("collect", program, block, acc))
+        kernel = self._kernel("collect", program, block, acc)
         size = kernel(found, above, unsigned(low), unsigned(high), *self._arguments(program, block))
         return int(above[0]), found[:size].copy()
 
@@ -139,8 +143,7 @@ class CompiledBackend:
         return buffer.view(dtype)[:count]
 
     def nonfinite(self, raw: np.ndarray, dtype: str) -> bool:
-        mask, unsigned = EXPONENT[dtype]
-        return bool(any_masked(raw.view(unsigned), unsigned.type(mask)))
+        return has_nonfinite(raw, dtype)
 
 
 def load_kernel(source: str) -> Callable[..., Any]:

@@ -62,7 +62,8 @@ class Sym:
         )
 
     def _binary(self, op: str, other: Number, swap: bool = False) -> Sym:
-        left, right = (Sym.lift(other), self) if swap else (self, Sym.lift(other))
+        lifted = _zero_or(other) if op in COMPARISONS else Sym.lift(other)
+        left, right = (lifted, self) if swap else (self, lifted)
         if "bool" in (left.kind, right.kind):
             raise MethodError(f"arithmetic {op!r} on a truth value", fix="use where(condition, a, b)")
         if left.kind != right.kind:
@@ -156,6 +157,16 @@ class Sym:
         )
 
 
+def literal(value: float) -> Sym:
+    """A number that belongs to the formula and never changes: one constant, however often it stands there."""
+    return Sym("literal", (float(value),), "num")
+
+
+def _zero_or(value: Number) -> Sym:
+    """Zeros that are compared with or chosen are part of the formula; other numbers may change."""
+    return literal(0.0) if isinstance(value, int | float) and value == 0 else Sym.lift(value)
+
+
 def wide(value: Number) -> Sym:
     """The same value in float64, whatever the accumulation dtype."""
     value = Sym.lift(value)
@@ -171,7 +182,7 @@ def narrow(value: Sym) -> Sym:
 
 def where(condition: Sym | bool, yes: Number, no: Number) -> Sym:
     """``yes`` where the condition holds, else ``no``. A condition that is known already decides at once."""
-    first, second = Sym.lift(yes), Sym.lift(no)
+    first, second = _zero_or(yes), _zero_or(no)
     if isinstance(condition, bool | np.bool_):
         return first if condition else second
     if not isinstance(condition, Sym) or condition.kind != "bool":
@@ -257,6 +268,14 @@ def total(values: Iterable[Sym]) -> Sym:
     return first
 
 
+def any_of(conditions: Iterable[Sym]) -> Sym:
+    """Whether at least one holds."""
+    first, *rest = conditions
+    for condition in rest:
+        first = first | condition
+    return first
+
+
 @dataclass(frozen=True)
 class Program:
     """An expression as straight-line code plus the numbers lifted out of it.
@@ -318,6 +337,11 @@ class Program:
         return (self.code, self.outputs)
 
     @cached_property
+    def kernels(self) -> dict[Any, Any]:
+        """Compiled loops of this program, kept here by the backend that made them."""
+        return {}
+
+    @cached_property
     def const_array(self) -> np.ndarray:
         """The lifted constants as float64."""
         return np.asarray(self.consts or (0.0,), np.float64)
@@ -334,8 +358,20 @@ class Program:
 
         Such a formula often lands right between two bf16 numbers, where float32 cannot tell the side.
         """
-        scaled = [value * 25200.0 for value in self._factors()]
-        return not self.rows and not self.cols and all(abs(value - round(value)) < 1e-6 for value in scaled)
+        if self.rows or self.cols or self._divides_by_odd_integers:
+            return False
+        return all(abs(value * 25200.0 - round(value * 25200.0)) < 1e-6 for value in self._factors())
+
+    @property
+    def _divides_by_odd_integers(self) -> bool:
+        """Whether all numbers are integers and there are divisors, all odd: such a quotient is never half of a
+        unit of what is divided (an average of three bf16 numbers is a third of a unit off, or none)."""
+        divisors = [self.code[args[1]] for op, *args in self.code if op == "div"]
+        return (
+            bool(divisors)
+            and all(op == "const" and self.consts[slot[0]] % 2 == 1 for op, *slot in divisors)
+            and all(value == round(value) for value in self._factors())
+        )
 
     def _factors(self) -> list[float]:
         """Constants that numbers are made of, not only compared with."""
@@ -366,6 +402,7 @@ class _Tracer:
         self.code: list[Instruction] = []
         self.read: set[int] = set()
         self.slots: dict[str, list[Any]] = {"const": [], "row": [], "col": [], "uniform": []}
+        self.literals: dict[float, int] = {}
         self.cuts: list[tuple[int, float, float]] = []
         self._seen: dict[int, int] = {}
         self._known: dict[Instruction, int] = {}
@@ -392,6 +429,11 @@ class _Tracer:
             self.cuts.append((len(self.slots["const"]), *node.args))
             self.slots["const"].append(node.args[0])
             return ("const", len(self.slots["const"]) - 1)
+        if node.op == "literal":
+            if node.args[0] not in self.literals:
+                self.literals[node.args[0]] = len(self.slots["const"])
+                self.slots["const"].append(node.args[0])
+            return ("const", self.literals[node.args[0]])
         if node.op in self.slots:
             slots = self.slots[node.op]
             if node.op in ("uniform",) and node.args[0] in slots:
