@@ -218,9 +218,11 @@ def merge_tensors(
     *,
     name: str = "tensor",
     seed: int = 0,
+    dtype: Any = None,
     **parameters: Any,
 ) -> Any:
-    """Merge single tensors (torch or numpy, all of one kind) by any method; the result is of the same kind.
+    """Merge single tensors (torch or numpy, all of one kind) by any method; the result is of the same kind,
+    and of the first one's dtype unless ``dtype`` says otherwise.
 
     >>> import numpy as np
     >>> merge_tensors("linear", [np.ones(3, np.float32), np.zeros(3, np.float32)], weight=[0.25, 0.75]).tolist()
@@ -230,7 +232,7 @@ def merge_tensors(
 
     _refuse_single(tensors, "tensors")
     bases = None if base is None else {name: base}
-    return merge_dicts(method, [{name: tensor} for tensor in tensors], bases, seed, parameters)[name]
+    return merge_dicts(method, [{name: tensor} for tensor in tensors], bases, seed, parameters, dtype)[name]
 
 
 def merge_state_dicts(
@@ -239,9 +241,12 @@ def merge_state_dicts(
     base: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
+    dtype: Any = None,
     **parameters: Any,
 ) -> dict[str, Any]:
     """Merge whole state dicts in memory. Every tensor must be in each of them, with one shape.
+
+    ``dtype`` is the type of the result ("bfloat16", torch.float32, ...); by default that of the first model.
 
     >>> import numpy as np
     >>> a, b = {"w": np.float32([2, 4])}, {"w": np.float32([0, 0])}
@@ -251,4 +256,4 @@ def merge_state_dicts(
     from smelt.engine.memory import merge_dicts
 
     _refuse_single(states, "states")
-    return merge_dicts(method, states, base, seed, parameters)
+    return merge_dicts(method, states, base, seed, parameters, dtype)

@@ -144,9 +144,10 @@ def test_rooms_have_no_cycles() -> None:
 
 
 def test_core_stands_on_the_standard_library_alone() -> None:
+    """``jit`` tells Numba how to load; it imports it when asked to."""
     for path in (SOURCE / "core").glob("*.py"):
         outside = (
-            {name.split(".")[0] for name in imports(path)}
+            {name.split(".")[0] for name in imports(path, top_only=path.stem == "jit")}
             - set(sys.stdlib_module_names)
             - {"smelt", "__future__"}
         )
@@ -159,7 +160,7 @@ def test_heavy_libraries_are_loaded_only_where_they_are_the_subject() -> None:
         name = str(path.relative_to(SOURCE))
         heavy = {item.split(".")[0] for item in imports(path, top_only=True)} & set(HEAVY)
         if (heavy - {"numba"} and not name.startswith(WITH_TORCH)) or (
-            "numba" in heavy and not name.startswith("numerics/")
+            "numba" in heavy and not name.startswith(("numerics/", "checkpoint/swift.py"))
         ):
             found.add((name, *heavy))
     assert not found

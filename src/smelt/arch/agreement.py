@@ -24,7 +24,8 @@ def check_agreement(
     errors = [*_missing_layers(structure, config), *_missing_head(structure, tensors, config)]
     rows_wrong, rows_odd = _vocabulary(structure, tensors, config)
     warnings = [*rows_odd, *_surplus_layers(structure, config), *_surplus_head(structure, tensors, config)]
-    return errors + rows_wrong, warnings + _dtype(tensors, config)
+    biases_wrong, biases_odd = _biases(structure, tensors, config)
+    return errors + rows_wrong + biases_wrong, warnings + biases_odd + _dtype(tensors, config)
 
 
 def _missing_layers(structure: Structure, config: Mapping[str, Any]) -> list[Problem]:
@@ -85,6 +86,35 @@ def _token_matrices(structure: Structure, tensors: Mapping[str, TensorMeta]) -> 
 
 def _is_token_name(name: str) -> bool:
     return any(word in name for word in ("embed_tokens", "wte", "lm_head", "word_embeddings", "embed_out"))
+
+
+def _biases(
+    structure: Structure, tensors: Mapping[str, TensorMeta], config: Mapping[str, Any]
+) -> tuple[list[Problem], list[Problem]]:
+    """Switches of the config that say whether projections have biases, against the projections of the main stack."""
+    text = config.get("text_config")
+    wrong, odd = [], []
+    for key, block in (("attention_bias", "attn"), ("mlp_bias", "mlp")):
+        said = config.get(key, text.get(key) if isinstance(text, dict) else None)
+        inside = [name for name in tensors if _in_block(structure, name, block)]
+        biases = [name for name in inside if name.endswith("_proj.bias")]
+        if said is False and biases:
+            what = f"stands in the weights although {key} is false"
+            odd.append(Problem(what, f"tensor {biases[0]!r}", fix="readers ignore it"))
+        elif said is True and inside and not biases:
+            what = f"{key} is true, but the weights hold no such biases"
+            wrong.append(Problem(what, "config.json", fix="they would be filled with random numbers"))
+    return wrong, odd
+
+
+def _in_block(structure: Structure, name: str, block: str) -> bool:
+    """Whether a projection stands in an attention or MLP block of the main stack."""
+    place = structure.layer_of(name)
+    words = name.split(".")
+    return (
+        place is not None and place[0] == structure.main and len(words) > 2
+        and words[-2].endswith("_proj") and words[-3].endswith(block)
+    )  # fmt: skip
 
 
 def _missing_head(

@@ -4,9 +4,13 @@ A block passes through several steps, each too short to be worth Python's lock: 
 The fingerprint of a piece is XXH3 with 64 bits, as of the ``xxhash`` package, in vectors of eight lanes that
 LLVM fits to the processor. Nothing here raises: what goes wrong is left to the plain path, which says why.
 """
-# mypy: disable-error-code="call-arg,operator"  (calls of intrinsics are typed by Numba)
+# Calls of intrinsics are typed by Numba, not by their Python signatures.
+# mypy: disable-error-code="call-arg,operator"
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -14,6 +18,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from smelt.checkpoint.digest import PIECE, TensorDigest
+from smelt.core.jit import quick_loading
 
 #: pieces up to this length have another formula; ``xxhash`` takes them
 SHORT = 240
@@ -138,6 +143,16 @@ def _xxh3(data, length, acc, secret):
     return total ^ (total >> _U(32))
 
 
+def _compiled(signature: str) -> Callable[[Any], Any]:
+    """Compiled when this module is imported, or found in Numba's cache."""
+
+    def decorate(function: Any) -> Any:
+        with quick_loading():
+            return njit(signature, nogil=True, cache=True)(function)
+
+    return decorate
+
+
 _pread = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
 _pwrite = types.ExternalFunction("pwrite", types.intp(types.int32, types.uintp, types.uintp, types.int64))
 
@@ -176,7 +191,7 @@ def _any_broken(raw, mask, width):
     return width == 8 and _any_broken_64(raw.view(np.uint64), mask)
 
 
-@njit("int64(int32, int64, uint8[::1], uint64[::1], uint64, int64, uint8[::1])", nogil=True, cache=True)
+@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint64, int64, uint8[::1])")
 def fetch(fd, offset, out, pieces, mask, width, secret):
     """Fill ``out`` from a file; fingerprint its pieces where ``pieces`` has room, look for ``mask`` where ``width``
     is not 0. 0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
@@ -199,7 +214,7 @@ def fetch(fd, offset, out, pieces, mask, width, secret):
     return broken
 
 
-@njit("int64(int32, int64, uint8[::1], uint64[::1], uint8[::1])", nogil=True, cache=True)
+@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint8[::1])")
 def store(fd, offset, data, pieces, secret):
     """Fingerprint every piece of ``data`` and write it to a file. 0: done; -1: not all was taken."""
     acc = np.empty(8, np.uint64)

@@ -24,6 +24,9 @@ from smelt.core.types import TensorMeta, TensorSpec
 #: bytes read at a time by one thread
 CHUNK = 8 * PIECE
 PROVENANCE = "smelt.json"
+_OVERFLOW = {
+    "F16": "float16 ends at 65504, and larger results become Inf: merge with dtype: bfloat16 or float32"
+}
 
 #: tensors and config in, errors and warnings out
 Agreement = Callable[
@@ -260,7 +263,9 @@ class Scan:
         first, count = min(found)[0], sum(count for _, count in found)
         meta = self.checkpoint.tensors[name]
         what = f"{count} of {meta.numel} values are NaN or Inf, the first at element {first}"
-        return Problem(what, f"{meta.file.name}, tensor {name!r}", "finite values")
+        return Problem(
+            what, f"{meta.file.name}, tensor {name!r}", "finite values", _OVERFLOW.get(meta.dtype, "")
+        )
 
 
 def _check_written(

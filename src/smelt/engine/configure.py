@@ -23,6 +23,9 @@ def build_config(
     """A copy of the donor's config with dtype, depth, per-layer lists and ties corrected."""
     config = copy.deepcopy(dict(donor.config))
     if not config:
+        notes.append(
+            f"{donor.label} has no config.json: the output has none, and depth and ties are not checked"
+        )
         return config
     _set_dtype(config, jobs, donor)
     if sources is not None and donor.structure.main is not None:

@@ -13,6 +13,7 @@ from smelt.core.errors import Problem, SmeltError
 from smelt.core.method import REQUIRED, MethodSpec, Registry
 from smelt.core.types import DTYPE_NAMES, FLOATS, TensorSpec
 from smelt.engine.configure import build_config
+from smelt.engine.filters import idle_filters
 from smelt.engine.jobs import Draft, Job, Part, as_metas
 from smelt.engine.members import Member, Members
 from smelt.engine.outline import Outliner, Row, Seat
@@ -60,6 +61,7 @@ class Drafter:
         maker = JobMaker(self, recipe, spec, path)
         jobs = {row.name: job for row in outline.rows if (job := maker.make(row)) is not None}
         self.problems += maker.problems()
+        self.notes += map(str, idle_filters(recipe, _names_seen(outline.rows)))
         if maker.partial:
             shown = ", ".join(maker.partial[:3]) + (", ..." if len(maker.partial) > 3 else "")
             self.notes.append(
@@ -76,6 +78,11 @@ class Drafter:
             )
             return inner.draft(node, path)[1]
         return self.members.open(node)
+
+
+def _names_seen(rows: Sequence[Row]) -> set[str]:
+    """Every name that a filter is held against: outputs, and what they are called in each model."""
+    return {name for row in rows for name in (row.name, *(inner for _, inner in row.seats))}
 
 
 def _nodes(recipe: Recipe) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from smelt.core.errors import PlanError, Problem, did_you_mean
 from smelt.core.method import MethodSpec, Param
-from smelt.core.types import FLOATS, TensorMeta, TensorSpec
+from smelt.core.types import DTYPE_NAMES, FLOATS, TensorMeta, TensorSpec
 from smelt.engine.execute import Executor, choose_backend
 from smelt.engine.jobs import Job
 from smelt.engine.members import FilePart
@@ -82,6 +82,7 @@ def merge_dicts(
     base: Mapping[str, Any] | None,
     seed: int,
     parameters: Mapping[str, Any],
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Merge state dicts; the result holds tensors of the kind that came in."""
     from smelt.methods import REGISTRY
@@ -91,10 +92,28 @@ def merge_dicts(
     params = check_parameters(spec, parameters, len(states))
     sources = [MemorySource(state, f"states[{number}]") for number, state in enumerate(states)]
     base_source = MemorySource(base, "base") if base is not None else None
-    jobs = _jobs(spec, sources, base_source, params, seed)
-    made = run_in_memory(jobs)
     like = next(iter((states[0] if states else base or {}).values()), None)
+    chosen = _short_name(dtype)
+    if chosen == "BF16" and isinstance(like, np.ndarray):
+        raise PlanError("numpy has no bfloat16", where="dtype", fix="pass torch tensors, or dtype='float32'")
+    jobs = _jobs(spec, sources, base_source, params, seed, chosen)
+    made = run_in_memory(jobs)
     return {name: _as_kind(made[name], job.spec, like) for name, job in jobs.items()}
+
+
+def _short_name(dtype: Any) -> str | None:
+    """A dtype as headers spell it, from the name a recipe or torch gives it."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    short = DTYPE_NAMES.get(name, name)
+    if short not in FLOATS:
+        raise PlanError(
+            f"dtype is {name!r}",
+            expected="float32, float16, bfloat16 or float64",
+            fix=did_you_mean(name, list(DTYPE_NAMES)),
+        )
+    return short
 
 
 def _check_states(spec: MethodSpec, states: Sequence[Mapping[str, Any]], base: Any) -> None:
@@ -155,6 +174,7 @@ def _jobs(
     base: MemorySource | None,
     params: dict[str, Any],
     seed: int,
+    dtype: str | None,
 ) -> dict[str, Job]:
     everyone = [*([base] if base is not None else []), *sources]
     if base is None and spec.base in ("required", "member"):
@@ -174,7 +194,7 @@ def _jobs(
             shapes = " and ".join(str(list(shape)) for shape in dict.fromkeys(meta.shape for meta in metas))
             problems.append(Problem(f"has shapes {shapes}", f"tensor {name!r}", "equal shapes"))
         else:
-            jobs[name] = _job(spec, name, metas[0], sources, base, params, seed)
+            jobs[name] = _job(spec, name, metas[0], sources, base, params, seed, dtype)
     if problems:
         raise PlanError(problems)
     return jobs
@@ -182,11 +202,11 @@ def _jobs(
 
 def _job(
     spec: MethodSpec, name: str, head: TensorMeta, sources: Sequence[MemorySource], base: MemorySource | None,
-    params: dict[str, Any], seed: int,
+    params: dict[str, Any], seed: int, dtype: str | None,
 ) -> Job:  # fmt: skip
     parts = tuple(FilePart(source, source.tensors[name]) for source in sources)  # type: ignore[arg-type]
     base_part = FilePart(base, base.tensors[name]) if base is not None and spec.base != "ignored" else None  # type: ignore[arg-type]
-    out = TensorSpec(name, head.dtype, head.shape)
+    out = TensorSpec(name, dtype if dtype and head.dtype in FLOATS else head.dtype, head.shape)
     labels = tuple(source.label for source in sources)
     if head.dtype not in FLOATS:
         return Job(out, "copy", None, (base_part or parts[0],), labels[:1], {}, {}, "copy")

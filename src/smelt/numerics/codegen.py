@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import Any
 
 from smelt.numerics.blocks import LANES
+from smelt.numerics.reference import DECISIONS
 from smelt.numerics.rounding import NEAR
 
 _SYMBOLS = {
@@ -89,6 +90,8 @@ def _prologue(flavour: Flavour) -> str:
             slot = arguments[0]
             lines.append(f"w{slot} = consts[{slot}]")
             lines.append(f"c{slot} = np.{flavour.acc}(w{slot})")
+            if flavour.near:
+                lines.append(f"r{slot} = np.float32(1.0 / w{slot})")
         elif op == "uniform":
             slot = arguments[0]
             lines.append(f"ka{slot} = keys[{slot}, 0]")
@@ -106,6 +109,20 @@ def _statements(flavour: Flavour, index: str) -> str:
         if text:
             lines.append(f"v{position} = {text}")
     return "\n".join(lines) + "\n"
+
+
+def _quick_statements(flavour: Flavour, index: str) -> str:
+    """As ``_statements``, with products instead of quotients: the last bit of a result that is trusted only far from
+    a rounding boundary does not matter. Not where something is compared, so that decisions stay the same."""
+    code, _ = flavour.structure
+    text = _statements(flavour, index)
+    if any(op in DECISIONS for op, *_ in code):
+        return text
+    for op, *args in code:
+        if op == "div" and code[args[1]][0] == "const":
+            slot = code[args[1]][1]
+            text = text.replace(f" / c{slot}\n", f" * r{slot}\n")
+    return text
 
 
 def _operation(
@@ -264,7 +281,9 @@ def _combine_near(flavour: Flavour) -> str:
     and there those results in float64 (see ``rounding.near_boundary``)."""
     distance = f"np.uint32(np.uint32(bits32(r) + np.uint32({0x8000 + NEAR})) & np.uint32(0xFFFF))"
     result = f"r = np.float32({_result(flavour)})\n"
-    quick = f"{_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = single_to_bf16(r)\n"
+    quick = (
+        f"{_quick_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = single_to_bf16(r)\n"
+    )
     exact = (
         f"{_statements(flavour, 'i')}{_exact_statements(flavour, 'i')}{result}"
         f"y[i] = {_store(flavour)} if {distance} <= np.uint32({2 * NEAR}) else single_to_bf16(r)\n"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from smelt._version import __version__
+from smelt.core.jit import quick_loading
 from smelt.numerics.blocks import Block
 from smelt.numerics.codegen import Flavour, generate
 from smelt.numerics.expr import Program
@@ -176,5 +177,6 @@ def _import(name: str, path: Path) -> Callable[..., Any]:
     assert spec is not None and spec.loader is not None
     module = util.module_from_spec(spec)
     sys.modules[full] = module
-    spec.loader.exec_module(module)
+    with quick_loading():
+        spec.loader.exec_module(module)
     return module.kernel

@@ -238,8 +238,9 @@ def _spread(op: str, values: np.ndarray) -> Sym:
 
 
 def shifted(start: Sym, change: Sym) -> Sym:
-    """``start + change``, and ``start`` bit for bit where nothing changes: adding zero would turn -0 into 0."""
-    return where(change == 0.0, start, start + change)
+    """``start + change``, and ``start`` bit for bit where nothing changes: adding 0 would turn -0 into 0, taking it
+    away does not."""
+    return start - (literal(0.0) - change)
 
 
 def uniform(key: int) -> Sym:

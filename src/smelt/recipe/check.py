@@ -177,6 +177,9 @@ def _check_count(cursor: Cursor, context: Context, members: Sequence[Entry | Sou
     low, high = spec.min_models, spec.max_models
     if count >= low and (high is None or count <= high):
         return
+    if apart and count == 0 and spec.base == "required" and members:
+        cursor.warn("no model besides the base: the result is the base", fix="list models to merge into it")
+        return
     if low == high:
         wanted = f"exactly {low}"
     elif count < low:

@@ -67,6 +67,13 @@ def read_recipe(cursor: Cursor, scope: Scope) -> Recipe | None:
     return recipe
 
 
+#: methods that recipes from elsewhere may name
+ELSEWHERE = frozenset({
+    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "core_space", "della", "della_linear", "nearswap", "ram",
+    "ramplus_tl", "sce",
+})  # fmt: skip
+
+
 def _read_method(cursor: Cursor, scope: Scope) -> MethodSpec | None:
     """The declaration of the recipe's method."""
     if not cursor.has("merge_method"):
@@ -75,9 +82,14 @@ def _read_method(cursor: Cursor, scope: Scope) -> MethodSpec | None:
     name = fields.read_text(cursor.child("merge_method"), "the name of a merge method")
     if name is None or name in scope.methods:
         return scope.methods[name] if name else None
-    cursor.child("merge_method").error(
-        f"unknown merge method {name!r}", fix=nearest(name, list(scope.methods))
-    )
+    if name in ELSEWHERE:
+        cursor.child("merge_method").error(
+            f"{name} is a method of mergekit that smelt does not have yet", ", ".join(sorted(scope.methods))
+        )
+    else:
+        cursor.child("merge_method").error(
+            f"unknown merge method {name!r}", fix=nearest(name, list(scope.methods))
+        )
     return None
 
 
