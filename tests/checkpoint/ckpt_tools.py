@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def content_of(spec: TensorSpec, seed: int = 0) -> bytes:
     """Finite values for a tensor: every byte below 0x3c, so that no exponent is all ones."""
     rng = np.random.default_rng([seed, *spec.name.encode()])
     return rng.integers(0, 0x3C, spec.nbytes, dtype=np.uint8).tobytes()
+
+
+def strays() -> list[str]:
+    """Threads that should have ended; tqdm keeps one of its own once any test has shown a bar."""
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and thread.name != "tqdm_monitor"
+    ]
 
 
 def write_all(writer: CheckpointWriter, *, seed: int = 0, block: int = 100_001) -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ckpt_tools import content_of, example_layout, example_specs, is_complete, left_over, make, write_all
+from ckpt_tools import (
+    content_of,
+    example_layout,
+    example_specs,
+    is_complete,
+    left_over,
+    make,
+    strays,
+    write_all,
+)
 
 from smelt.checkpoint import CheckpointWriter, check_space, verify_directory
 from smelt.checkpoint import workdir as workdir_module
@@ -358,7 +367,7 @@ def test_what_was_read_back_behind_the_writing_is_not_read_again(
         }
         writer.commit()
     assert sum(seen) == sum(end - start for _, start, end in before)
-    assert is_complete(tmp_path / "out") and threading.active_count() == 1
+    assert is_complete(tmp_path / "out") and strays() == []
 
 
 def test_pages_go_to_the_disk_and_are_let_go(
@@ -408,4 +417,4 @@ def test_a_failure_behind_the_writing_is_told(tmp_path: Path, followed: bool) ->
         writer._follower._check = lambda *span: 1 // 0  # type: ignore[union-attr,assignment]
         write_all(writer)
         writer.commit()
-    assert left_over(tmp_path) == [] and threading.active_count() == 1
+    assert left_over(tmp_path) == [] and strays() == []

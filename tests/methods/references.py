@@ -171,7 +171,11 @@ def keep_random(delta: Array, density: float, seed: int, name: str, model: int) 
     """Elements whose 24-bit hash of (seed, name, model, index) is below the density."""
     if density >= 1:
         return delta
-    key = int.from_bytes(blake2b(f"{seed}\x1f{name}\x1f{model}".encode(), digest_size=8).digest(), "little")
+    of_tensor, of_model = (
+        int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+        for text in (f"{seed}\x1f{name}", f"{seed}\x1f{name}\x1f{model}")
+    )
+    key = (of_model >> 32 << 32) + of_tensor % 2**32
     index = np.arange(delta.size, dtype=np.uint64)
     low, high = (index & 0xFFFFFFFF).astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
     stride = np.uint32(0x9E3779B1)

@@ -7,7 +7,7 @@ import pytest
 
 from smelt.numerics.blocks import Block, Grid
 from smelt.numerics.compiled import CompiledBackend
-from smelt.numerics.counter import stream_key, uniform_24
+from smelt.numerics.counter import model_key, stream_key, uniform_24
 from smelt.numerics.expr import Program, narrow, uniform
 from smelt.numerics.reference import NumpyBackend
 
@@ -89,3 +89,19 @@ def test_keys_and_draws_are_the_same_on_every_machine() -> None:
     key = stream_key(0, "model.norm.weight", 0)
     assert key == 0x5FBD9AE75DE9AAC3
     assert draw(key, 0, 4).tolist() == [16176729, 2507800, 12829579, 12298484]
+
+
+def test_models_of_a_tensor_share_the_first_round_and_nothing_else() -> None:
+    keys = [model_key(7, "w", model) for model in range(4)]
+    assert len({key & 0xFFFFFFFF for key in keys}) == 1 and len(set(keys)) == 4
+    assert model_key(8, "w", 0) & 0xFFFFFFFF != keys[0] & 0xFFFFFFFF != model_key(7, "v", 0) & 0xFFFFFFFF
+    program = Program.of([narrow(uniform(keys[0])) + narrow(uniform(keys[1]))])
+    assert [instruction for instruction in program.code if instruction[0] == "uniform"] == [
+        ("uniform", 0, 0), ("uniform", 1, 0),
+    ]  # fmt: skip
+    for first in range(4):
+        for second in range(first):
+            a, b = draw(keys[first]), draw(keys[second])
+            assert abs(chi_square(np.bincount((a >> 20) * 16 + (b >> 20), minlength=256))) < 5
+            kept = (a < 1 << 23) & (b < 1 << 23)
+            assert abs(kept.mean() - 0.25) < 0.002  # masks of two models overlap as chance has it

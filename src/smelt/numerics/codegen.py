@@ -142,7 +142,7 @@ def _operation(
         case "col":
             return f"np.{acc}(z{args[0]}[{index}])"
         case "uniform":
-            draw = f"uniform24(np.uint32(lower + np.uint32({index})), ka{args[0]}, kh{args[0]})"
+            draw = f"uniform24(np.uint32(lower + np.uint32({index})), ka{args[1]}, kh{args[0]})"
             return f"np.{acc}({draw}) * np.{acc}({2.0**-24!r})"
         case "index":
             return f"np.float64(first + {index})"

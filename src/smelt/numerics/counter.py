@@ -28,6 +28,12 @@ def stream_key(seed: int, *names: object) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def model_key(seed: int, name: str, model: int) -> int:
+    """The key of one model's stream for a tensor. Its lower half is that of the tensor, so that the first of the two
+    mixing rounds is shared by all models."""
+    return stream_key(seed, name) & MASK | stream_key(seed, name, model) & ~MASK
+
+
 def mix(value: Any) -> Any:
     """One mixing round on integers held in 64-bit arrays (numpy or torch), modulo 2**32."""
     value = value ^ (value >> 16)

@@ -437,11 +437,19 @@ class _Tracer:
             return ("const", self.literals[node.args[0]])
         if node.op in self.slots:
             slots = self.slots[node.op]
-            if node.op in ("uniform",) and node.args[0] in slots:
-                return (node.op, slots.index(node.args[0]))
+            if node.op == "uniform":
+                return self._uniform(slots, node.args[0])
             slots.append(node.args[0])
             return (node.op, len(slots) - 1)
         return (node.op, *(self._seen[id(argument)] for argument in node.args))
+
+    @staticmethod
+    def _uniform(keys: list[int], key: int) -> Instruction:
+        """A draw: the slot of its key, and the first slot that has the same lower half."""
+        if key not in keys:
+            keys.append(key)
+        halves = [known & 0xFFFFFFFF for known in keys]
+        return ("uniform", keys.index(key), halves.index(key & 0xFFFFFFFF))
 
     def _emit(self, instruction: Instruction) -> int:
         found = self._known.get(instruction)

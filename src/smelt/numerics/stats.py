@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smelt.core.errors import MethodError
-from smelt.numerics.counter import stream_key
+from smelt.numerics.counter import model_key
 from smelt.numerics.expr import Sym, above_cut, where, wide
 
 Scope = Literal["tensor", "layer", "model"]
@@ -37,7 +37,7 @@ class TensorInfo:
 
     def key(self, model: int) -> int:
         """The random stream of one model for this tensor."""
-        return stream_key(self.seed, self.name, model)
+        return model_key(self.seed, self.name, model)
 
 
 @dataclass(frozen=True, slots=True)
