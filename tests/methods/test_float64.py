@@ -142,3 +142,19 @@ def test_float32_is_within_one_unit(case: Case) -> None:
         found, exact = both(case, spread, "F32", (131, 257))
         assert (np.float32(exact).reshape(-1) == found.raw).mean() > 0.999  # the rest are ties of float32
         assert (np.abs(found.values - exact) <= np.spacing(np.abs(np.float32(exact)))).all()
+
+
+def test_averages_that_cancel_are_not_left_to_float32() -> None:
+    """base + mean(deltas) near zero: a float32 quotient's last bit would be worth many units of the result."""
+    random = np.random.default_rng(3)
+    base = random.normal(0, 1, 1 << 16)
+    models = [base * random.normal(0, 1e-3, base.size) for _ in range(3)]  # each delta is about -base
+    models[2] = -(models[0] + models[1]) * (1 + random.normal(0, 1e-2, base.size))
+    held = [tensor(model.reshape(256, 256), "BF16") for model in models]
+    start = tensor(base.reshape(256, 256), "BF16")
+    found = merge(
+        REGISTRY["task_arithmetic"], held, start, backend=CompiledBackend(), weight=1.0, normalize=True
+    )
+    b, (x, y, z) = start.values, [item.values for item in held]
+    wanted = encode((b + ((x - b) + (y - b) + (z - b)) / 3).reshape(-1), "BF16")
+    assert (found.raw.reshape(-1) == wanted).mean() >= 0.9998

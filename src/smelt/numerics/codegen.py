@@ -1,7 +1,8 @@
 """Writes the source of a fused loop for one program structure: plain Python text that Numba compiles.
 
 The text depends on the structure only (operations, dtypes, kind of loop), never on numbers, so it can be
-cached on disk and shared by every tensor of that form.
+cached on disk and shared by every tensor of that form. Over 400 lines: every kind of loop is built from the same
+statements, and apart they would have to agree on names across files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from textwrap import indent
 from typing import Any
 
 from smelt.numerics.blocks import LANES
-from smelt.numerics.reference import DECISIONS
+from smelt.numerics.expr import PLAIN
 from smelt.numerics.rounding import NEAR
 
 _SYMBOLS = {
@@ -20,8 +21,6 @@ _SYMBOLS = {
 }  # fmt: skip
 _STORED = {"BF16": "uint16", "F16": "uint16", "F32": "float32", "F64": "float64"}
 _TILE = 2048
-#: elements decided together whether float32 will do: one vector of the widest processors
-GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,10 @@ def _statements(flavour: Flavour, index: str) -> str:
 
 def _quick_statements(flavour: Flavour, index: str) -> str:
     """As ``_statements``, with products instead of quotients: the last bit of a result that is trusted only far from
-    a rounding boundary does not matter. Not where something is compared, so that decisions stay the same."""
+    a rounding boundary does not matter. Only in plain sums, where nothing makes that bit larger."""
     code, _ = flavour.structure
     text = _statements(flavour, index)
-    if any(op in DECISIONS for op, *_ in code):
+    if not all(op in PLAIN for op, *_ in code):
         return text
     for op, *args in code:
         if op == "div" and code[args[1]][0] == "const":
@@ -291,8 +290,8 @@ def _combine_near(flavour: Flavour) -> str:
     group = (
         _views(flavour, "at", "stop", "out")
         + "".join(f"z{i} = cols{i}[column + at - begin:]\n" for i in range(flavour.cols))
-        + f"again = True\nif stop - at == {GROUP}:\n    least = np.uint32(0xFFFF)\n"
-        + f"    for i in range({GROUP}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
+        + f"again = True\nif stop - at == {LANES}:\n    least = np.uint32(0xFFFF)\n"
+        + f"    for i in range({LANES}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
         + f"if again:\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
     )
     return _groups(flavour, group)
@@ -300,7 +299,7 @@ def _combine_near(flavour: Flavour) -> str:
 
 def _groups(flavour: Flavour, group: str) -> str:
     """Loops over groups of ``LANES`` elements, cut where a row ends when coefficients belong to rows or columns."""
-    inner = f"while at < end:\n    stop = min(end, at + {GROUP})\n{indent(group, '    ')}"
+    inner = f"while at < end:\n    stop = min(end, at + {LANES})\n{indent(group, '    ')}"
     if not flavour.rows and not flavour.cols:
         return f"at = 0\nend = count\n{inner}"
     length = "row_length" if flavour.rows else "column_length"

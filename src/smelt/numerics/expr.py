@@ -2,7 +2,8 @@
 
 The same program runs as a fused compiled loop on a CPU (``compiled``) or operation by operation on numpy
 and torch arrays (``reference``). Numbers that differ from tensor to tensor are lifted out of the structure,
-so one compiled loop serves every tensor, weight and density.
+so one compiled loop serves every tensor, weight and density. Over 400 lines: symbols, what can be done with them, and the
+program they become are one notion, and a reader needs all three at once.
 
 >>> base, model = Sym.input(0), Sym.input(1)
 >>> program = Program.of([base + 0.5 * (model - base)])
@@ -30,6 +31,8 @@ Instruction = tuple[Any, ...]
 
 LEAVES = frozenset({"input", "const", "row", "col", "uniform", "index"})
 COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+#: what sums of scaled inputs are made of
+PLAIN = frozenset({"input", "const", "add", "mul", "div"})
 
 
 class Sym:
@@ -365,11 +368,13 @@ class Program:
 
     @property
     def _divides_by_odd_integers(self) -> bool:
-        """Whether all numbers are integers and there are divisors, all odd: such a quotient is never half of a
-        unit of what is divided (an average of three bf16 numbers is a third of a unit off, or none)."""
+        """Whether this is a sum of inputs times integers, divided by odd integers: such a quotient is hardly ever
+        half of a unit (an average of three bf16 numbers is a third of a unit off, or none). Sums of bf16 numbers
+        are exact in float32 unless they are very far apart; differences of quotients need not be."""
         divisors = [self.code[args[1]] for op, *args in self.code if op == "div"]
         return (
             bool(divisors)
+            and all(op in PLAIN for op, *_ in self.code)
             and all(op == "const" and self.consts[slot[0]] % 2 == 1 for op, *slot in divisors)
             and all(value == round(value) for value in self._factors())
         )
