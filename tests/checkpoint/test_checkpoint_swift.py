@@ -103,3 +103,15 @@ def test_a_file_that_ends_early_or_cannot_be_used_is_left_to_the_plain_way(file:
 
 def test_bytes_that_may_not_be_changed_are_left_to_the_plain_way(file: int) -> None:
     assert not write(file, 0, np.frombuffer(bytes(PIECE), np.uint8), TensorDigest(PIECE), 0)
+
+
+def test_code_that_cannot_be_kept_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba refuses to cache when neither the source's folder nor the user's can be written to."""
+    from numba.core import caching
+
+    from smelt.checkpoint import swift
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator"):
+        swift.njit("int64(int64)", cache=True)(lambda x: x + 1)
+    assert swift._compiled("int64(int64)")(lambda x: x + 1)(2) == 3

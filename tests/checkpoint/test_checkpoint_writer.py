@@ -418,3 +418,19 @@ def test_a_failure_behind_the_writing_is_told(tmp_path: Path, followed: bool) ->
         write_all(writer)
         writer.commit()
     assert left_over(tmp_path) == [] and strays() == []
+
+
+def test_a_failure_behind_the_writing_stops_the_next_write(tmp_path: Path, followed: bool) -> None:
+    with pytest.raises(ZeroDivisionError), CheckpointWriter(
+        tmp_path / "out", example_layout(), swift=followed
+    ) as writer:  # fmt: skip
+        follower = writer._follower
+        assert follower is not None
+        follower._check = lambda *span: 1 // 0  # type: ignore[assignment]
+        spec = example_specs()[0]
+        content = content_of(spec)
+        writer.write(spec.name, 0, content[:PIECE])
+        follower._thread.join(10)
+        writer.write(spec.name, PIECE, content[PIECE : 2 * PIECE])
+        raise AssertionError("the second write went through")
+    assert left_over(tmp_path) == []

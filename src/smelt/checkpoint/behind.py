@@ -41,7 +41,10 @@ class Follower:
         self._thread.start()
 
     def note(self, name: str, start: int, length: int) -> None:
-        """Take note of a span just written. Thread-safe."""
+        """Take note of a span just written. Thread-safe. Raises what went wrong behind, so that a long merge ends
+        then and not at its end."""
+        if self.error is not None:
+            raise self.error
         with self._news:
             self._spans.append((name, start, length))
             self._pending += length

@@ -2,7 +2,8 @@
 
 A block passes through several steps, each too short to be worth Python's lock: here the lock is given up once.
 The fingerprint of a piece is XXH3 with 64 bits, as of the ``xxhash`` package, in vectors of eight lanes that
-LLVM fits to the processor. Nothing here raises: what goes wrong is left to the plain path, which says why.
+LLVM fits to the processor. Nothing here raises: what goes wrong is left to the plain path, which says why. What
+another module may change (the size of a piece) is an argument: Numba's cache looks at this file alone.
 """
 # Calls of intrinsics are typed by Numba, not by their Python signatures.
 # mypy: disable-error-code="call-arg,operator"
@@ -144,11 +145,14 @@ def _xxh3(data, length, acc, secret):
 
 
 def _compiled(signature: str) -> Callable[[Any], Any]:
-    """Compiled when this module is imported, or found in Numba's cache."""
+    """Compiled when this module is imported, or found in Numba's cache; each time anew where it can keep none."""
 
     def decorate(function: Any) -> Any:
         with quick_loading():
-            return njit(signature, nogil=True, cache=True)(function)
+            try:
+                return njit(signature, nogil=True, cache=True)(function)
+            except RuntimeError:  # neither this folder nor the user's can be written to
+                return njit(signature, nogil=True)(function)
 
     return decorate
 
@@ -158,49 +162,35 @@ _pwrite = types.ExternalFunction("pwrite", types.intp(types.int32, types.uintp, 
 
 
 @njit(nogil=True)
-def _any_broken_16(bits, mask):
-    most = np.uint16(0)
-    for i in range(bits.shape[0]):  # no early exit, so that it vectorises
-        most = max(most, np.uint16(bits[i] & mask))
-    return most == mask
-
-
-@njit(nogil=True)
-def _any_broken_32(bits, mask):
-    most = np.uint32(0)
+def _any_masked(bits, mask):
+    """Whether all bits of ``mask`` are set in any word; no early exit, so that it vectorises in the words' width."""
+    word = bits.dtype.type
+    most = word(0)
     for i in range(bits.shape[0]):
-        most = max(most, np.uint32(bits[i] & mask))
-    return most == mask
-
-
-@njit(nogil=True)
-def _any_broken_64(bits, mask):
-    most = np.uint64(0)
-    for i in range(bits.shape[0]):
-        most = max(most, np.uint64(bits[i] & mask))
-    return most == mask
+        most = max(most, word(bits[i] & word(mask)))
+    return most == word(mask)
 
 
 @njit(nogil=True)
 def _any_broken(raw, mask, width):
-    """Whether all bits of ``mask`` are set in any element of ``width`` bytes."""
+    """Whether an element of ``width`` bytes is NaN or Inf."""
     if width == 2:
-        return _any_broken_16(raw.view(np.uint16), np.uint16(mask))
+        return _any_masked(raw.view(np.uint16), mask)
     if width == 4:
-        return _any_broken_32(raw.view(np.uint32), np.uint32(mask))
-    return width == 8 and _any_broken_64(raw.view(np.uint64), mask)
+        return _any_masked(raw.view(np.uint32), mask)
+    return width == 8 and _any_masked(raw.view(np.uint64), mask)
 
 
-@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint64, int64, uint8[::1])")
-def fetch(fd, offset, out, pieces, mask, width, secret):
+@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint64, int64, uint8[::1], int64)")
+def fetch(fd, offset, out, pieces, mask, width, secret, piece_size):
     """Fill ``out`` from a file; fingerprint its pieces where ``pieces`` has room, look for ``mask`` where ``width``
     is not 0. 0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
     acc = np.empty(8, np.uint64)
     broken = 0
     size = out.shape[0]
-    for piece in range((size + PIECE - 1) // PIECE):
-        begin = piece * PIECE
-        end = min(begin + PIECE, size)
+    for piece in range((size + piece_size - 1) // piece_size):
+        begin = piece * piece_size
+        end = min(begin + piece_size, size)
         done = begin
         while done < end:
             got = _pread(fd, types.uintp(out.ctypes.data + done), types.uintp(end - done), offset + done)
@@ -214,14 +204,15 @@ def fetch(fd, offset, out, pieces, mask, width, secret):
     return broken
 
 
-@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint8[::1])")
-def store(fd, offset, data, pieces, secret):
+@_compiled("int64(int32, int64, uint8[::1], uint64[::1], uint8[::1], int64)")
+def store(fd, offset, data, pieces, secret, piece_size):
     """Fingerprint every piece of ``data`` and write it to a file. 0: done; -1: not all was taken."""
     acc = np.empty(8, np.uint64)
     size = data.shape[0]
-    for piece in range((size + PIECE - 1) // PIECE):
-        begin = piece * PIECE
-        pieces[piece] = _byteswap(_xxh3(data.ctypes.data + begin, min(PIECE, size - begin), acc, secret))
+    for piece in range((size + piece_size - 1) // piece_size):
+        begin = piece * piece_size
+        length = min(piece_size, size - begin)
+        pieces[piece] = _byteswap(_xxh3(data.ctypes.data + begin, length, acc, secret))
     done = 0
     while done < size:
         put = _pwrite(fd, types.uintp(data.ctypes.data + done), types.uintp(size - done), offset + done)
@@ -260,7 +251,8 @@ class SwiftReader:
             pieces = _room(self._digest, start, out.size)
         if pieces is None:
             return -1
-        status = int(fetch(self._fd, self._offset + start, out, pieces, self._mask, self._width, SECRET))
+        place = self._offset + start
+        status = int(fetch(self._fd, place, out, pieces, self._mask, self._width, SECRET, PIECE))
         if status >= 0 and self._digest is not None:
             self._digest.mark(start // PIECE, pieces.size)
         return status
@@ -269,7 +261,7 @@ class SwiftReader:
 def write(fd: int, offset: int, data: np.ndarray, digest: TensorDigest, start: int) -> bool:
     """Write a span of a tensor and fingerprint it; False when it is to be done the plain way."""
     pieces = _room(digest, start, data.size) if data.flags.writeable else None
-    if pieces is None or store(fd, offset + start, data, pieces, SECRET):
+    if pieces is None or store(fd, offset + start, data, pieces, SECRET, PIECE):
         return False
     digest.mark(start // PIECE, pieces.size)
     return True
