@@ -58,7 +58,10 @@ def test_nested_recipes_are_looked_at_too(models: dict[str, tiny.Model]) -> None
     inner = linear(
         (models["a"], 1.0), (models["b"], 1.0), parameters={"weight": {"filter": "zzz", "value": 3}}
     )
-    assert len(filters_in(planned(linear((inner, 1.0), (models["b"], 1.0))).notes)) == 1
+    notes = filters_in(planned(linear((inner, 1.0), (models["b"], 1.0))).notes)
+    assert [note.split(": the filter")[0] for note in notes] == [
+        "in the nested linear recipe, parameters.weight.filter"
+    ]
 
 
 @pytest.mark.parametrize("method", ["ties", "task_arithmetic", "dare_ties"])

@@ -61,7 +61,8 @@ class Drafter:
         maker = JobMaker(self, recipe, spec, path)
         jobs = {row.name: job for row in outline.rows if (job := maker.make(row)) is not None}
         self.problems += maker.problems()
-        self.notes += map(str, idle_filters(recipe, _names_seen(outline.rows)))
+        nested = f"in the nested {recipe.merge_method} recipe, " if path else ""
+        self.notes += [f"{nested}{idle}" for idle in idle_filters(recipe, _names_seen(outline.rows))]
         if maker.partial:
             shown = ", ".join(maker.partial[:3]) + (", ..." if len(maker.partial) > 3 else "")
             self.notes.append(
