@@ -49,8 +49,8 @@ class Runner:
         return tools.Job(bench, recipe, self.folders, out, threads, self.args.device)
 
     def warm_kernels(self, benches: list[Bench]) -> None:
-        """One tiny merge per method: compiling (once per machine) has its own row and is not timed here."""
-        folders = make_models.ensure("tiny")
+        """One small merge per method, large enough to be compiled: that happens once per machine and is not timed."""
+        folders = make_models.ensure("small")
         for bench in benches:
             out = self.scratch / "tiny"
             shutil.rmtree(out, ignore_errors=True)
