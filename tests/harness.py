@@ -54,6 +54,9 @@ class Memory:
         self.meta = TensorMeta("w", held.dtype, held.shape, Path(label), 0)
         self.tensors = {"w": self.meta}
 
+    def place(self, meta: TensorMeta) -> None:
+        """Not in a file."""
+
     def read_into(self, meta: TensorMeta, start: int, out: memoryview) -> None:
         np.frombuffer(out, np.uint8)[:] = self.held.raw.view(np.uint8)[start : start + len(out)]
 

@@ -13,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 from smelt.checkpoint import TensorDigest, tensor_digest
 from smelt.checkpoint.digest import PIECE
 from smelt.checkpoint.finite import EXPONENTS, has_nonfinite
-from smelt.checkpoint.swift import SECRET, SHORT, SwiftReader, _xxh3, write
+from smelt.checkpoint.swift import SHORT, SwiftReader, write
 
 random = np.random.default_rng(5)
 
@@ -37,12 +37,14 @@ def noise(size: int) -> np.ndarray:
 def test_fingerprints_are_those_of_xxhash(length: int, shift: int) -> None:
     from numba import njit
 
+    from smelt.checkpoint.loops import xxh3
+
     @njit
-    def digest(data, acc, secret):  # type: ignore[no-untyped-def]
-        return _xxh3(data.ctypes.data, data.size, acc, secret)
+    def digest(data):  # type: ignore[no-untyped-def]
+        return xxh3(data.ctypes.data, data.size)
 
     for data in (noise(length + shift)[shift:], np.zeros(length, np.uint8), np.full(length, 255, np.uint8)):
-        assert int(digest(data, np.empty(8, np.uint64), SECRET)) == xxh3_64_intdigest(data)
+        assert int(digest(data)) == xxh3_64_intdigest(data)
 
 
 @pytest.mark.parametrize("size", [1, SHORT, SHORT + 1, PIECE - 1, PIECE, PIECE + SHORT, 3 * PIECE + 1000])
@@ -99,19 +101,3 @@ def test_a_file_that_ends_early_or_cannot_be_used_is_left_to_the_plain_way(file:
         assert not write(readonly, 0, noise(PIECE), digest, 0) and list(digest.unseen()) == [(0, 2 * PIECE)]
     finally:
         os.close(readonly)
-
-
-def test_bytes_that_may_not_be_changed_are_left_to_the_plain_way(file: int) -> None:
-    assert not write(file, 0, np.frombuffer(bytes(PIECE), np.uint8), TensorDigest(PIECE), 0)
-
-
-def test_code_that_cannot_be_kept_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba refuses to cache when neither the source's folder nor the user's can be written to."""
-    from numba.core import caching
-
-    from smelt.checkpoint import swift
-
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    with pytest.raises(RuntimeError, match="no locator"):
-        swift.njit("int64(int64)", cache=True)(lambda x: x + 1)
-    assert swift._compiled("int64(int64)")(lambda x: x + 1)(2) == 3

@@ -179,8 +179,9 @@ class Scan:
         meta = self.checkpoint.tensors[name]
         first, end = -(-start // PIECE) * PIECE, start + length
         last = end if end == meta.nbytes else end // PIECE * PIECE
-        for at in range(first, last, CHUNK):
-            self._look(meta, at, self._buffer[: min(CHUNK, last - at)])
+        if first < last and not self._scan_swiftly(meta, first, last - first):
+            for at in range(first, last, CHUNK):
+                self._look(meta, at, self._buffer[: min(CHUNK, last - at)])
 
     def run(self, threads: int, allow_nonfinite: bool) -> list[Problem]:
         """Look at all that has not been seen, with so many threads; what was found in all."""
@@ -218,32 +219,33 @@ class Scan:
     def _look(self, meta: TensorMeta, start: int, view: memoryview) -> None:
         from smelt.checkpoint.finite import has_nonfinite
 
-        broken = self._read_swiftly(meta, start, view) if self._swift else -1
-        if broken < 0:
-            try:
-                self.checkpoint.read_into(meta, start, view)
-            except (CheckpointError, OSError) as error:
-                self._note_error(meta, error)
-                return
-            self.digests[meta.name].add(start, view)
-            broken = has_nonfinite(view, meta.dtype)
-        if broken:
+        try:
+            self.checkpoint.read_into(meta, start, view)
+        except (CheckpointError, OSError) as error:
+            self._note_error(meta, error)
+            return
+        self.digests[meta.name].add(start, view)
+        if has_nonfinite(view, meta.dtype):
             self._note_nonfinite(meta, start, view)
         if self.on_progress is not None:
             self.on_progress(len(view))
 
-    def _read_swiftly(self, meta: TensorMeta, start: int, view: memoryview) -> int:
-        import numpy as np
-
+    def _scan_swiftly(self, meta: TensorMeta, start: int, length: int) -> bool:
+        """One compiled call for a span; False where it must be looked at closely."""
+        if not self._swift:
+            return False
         from smelt.checkpoint.finite import EXPONENTS, may_be_nonfinite
         from smelt.checkpoint.swift import SwiftReader
 
         place = self.checkpoint.place(meta)
         finite = EXPONENTS.get(meta.dtype)
         if place is None or (finite is None and may_be_nonfinite(meta.dtype)):
-            return -1
-        reader = SwiftReader(*place, self.digests[meta.name], finite)
-        return reader.read(start, np.frombuffer(view, np.uint8))
+            return False
+        if SwiftReader(*place, self.digests[meta.name], finite).scan(start, length, self._buffer) != 0:
+            return False
+        if self.on_progress is not None:
+            self.on_progress(length)
+        return True
 
     def _note_error(self, meta: TensorMeta, error: Exception) -> None:
         with self._lock:

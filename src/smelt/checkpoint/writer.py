@@ -18,8 +18,10 @@ from smelt.checkpoint.layout import INDEX, ShardLayout
 from smelt.checkpoint.native import reserve
 from smelt.checkpoint.workdir import WorkFolder, check_space
 from smelt.core.errors import OutputError, Problem, VerificationError
+from smelt.core.types import ITEMSIZE
 
 if TYPE_CHECKING:
+    from smelt.checkpoint.swift import Port
     from smelt.checkpoint.verify import Scan, VerifyReport
 
 
@@ -113,9 +115,22 @@ class CheckpointWriter:
             with _disk_errors(self.target):
                 spill(self._fds[shard], view, offset + start)
             log.add_pieces(start, view)
-        log.add_span(start, start + len(view))
+        self.wrote(name, start, len(view))
+
+    def port(self, name: str) -> Port | None:
+        """Where compiled code may write a tensor itself; it tells ``wrote`` then. None where all goes by ``write``."""
+        if not self._swift:
+            return None
+        from smelt.checkpoint.swift import Port
+
+        shard, offset = self.layout.place(name)
+        return Port(self._fds[shard], offset, ITEMSIZE[self.layout.specs[name].dtype], self.logs[name].digest)
+
+    def wrote(self, name: str, start: int, length: int) -> None:
+        """Take note of bytes that were written and fingerprinted through a port."""
+        self.logs[name].add_span(start, start + length)
         if self._follower is not None:
-            self._follower.note(name, start, len(view))
+            self._follower.note(name, start, length)
 
     def _write_swiftly(self, shard: int, offset: int, view: memoryview, log: WriteLog, start: int) -> bool:
         import numpy as np

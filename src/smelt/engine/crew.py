@@ -47,6 +47,26 @@ class Crew:
             return [work(start, size, self.scratch()) for start, size in spans]
         return self._together(spans, work)
 
+    def each_batch(
+        self, count: int, quick: Callable[[int, int, Scratch], tuple[int, Any]],
+        work: Callable[[int, int, Scratch], Any], blocks: int,
+    ) -> list[Any]:  # fmt: skip
+        """Many blocks at a time by ``quick(start, stop, scratch)``, which says how far it came and what it found; the
+        blocks it left by ``work``. Results in order."""
+
+        def batch(start: int, size: int, scratch: Scratch) -> list[Any]:
+            stop = start + size
+            reached, result = quick(start, stop, scratch)
+            found = [result] if reached > start else []
+            while reached < stop:
+                length = min(self.block, stop - reached)
+                found.append(work(reached, length, scratch))
+                reached += length
+            return found
+
+        larger = Crew(self.block * blocks, self._pool, self._threads)
+        return [result for found in larger.each_block(count, batch) for result in found]
+
     def _together(self, spans: list[tuple[int, int]], work: Callable[[int, int, Scratch], Any]) -> list[Any]:
         assert self._pool is not None
         results: list[Any] = [None] * len(spans)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smelt.checkpoint import TensorDigest
+from smelt.checkpoint import CheckpointWriter, TensorDigest
 from smelt.core.errors import SmeltError
 from smelt.core.types import FLOATS, ITEMSIZE
 from smelt.engine.crew import Crew
+from smelt.engine.express import BATCH, Express
 from smelt.engine.feeds import Feed, FileFeed, Scratch
 from smelt.engine.jobs import Job, Part
 from smelt.engine.measure import measure_all
@@ -23,6 +25,9 @@ from smelt.numerics.blocks import GRAIN, Backend
 from smelt.numerics.reference import NumpyBackend
 from smelt.numerics.rounding import accumulation
 from smelt.numerics.stats import TensorInfo
+
+if TYPE_CHECKING:
+    from smelt.checkpoint.swift import Port
 
 #: a merge of fewer elements is not worth loading the compiler for
 SMALL_MERGE = 1 << 21
@@ -53,12 +58,14 @@ def is_compiled(backend: Backend) -> bool:
 
 
 class Executor:
-    """Carries jobs out. ``sink(name, first byte, data)`` receives the result in blocks, from any thread."""
+    """Carries jobs out. ``sink(name, first byte, data)`` receives the result in blocks, from any thread; what
+    ``direct`` takes goes there without passing through Python."""
 
     def __init__(
         self, jobs: Mapping[str, Job], sink: Sink, *, threads: int, block: int, backend: Backend,
-        allow_nonfinite: bool = False, progress: Progress | None = None,
+        allow_nonfinite: bool = False, progress: Progress | None = None, direct: CheckpointWriter | None = None,
     ) -> None:  # fmt: skip
+        self.direct = direct
         self.jobs, self.sink, self.backend, self.block = jobs, sink, backend, max(block // GRAIN, 1) * GRAIN
         self.threads, self.allow_nonfinite = max(threads, 1), allow_nonfinite
         self.progress = progress or (lambda size, tensors: None)
@@ -162,9 +169,32 @@ class Executor:
             self.sink(job.spec.name, start * item, run.combine(start, size, scratch, "out"))
             self.progress(size * item, 0)
 
-        if job.spec.numel:
-            assert run.program  # traced once, before threads share it
+        if not job.spec.numel:
+            return
+        out = self._port(job.spec.name)
+        express = None
+        if out is not None:  # the program is traced here, before threads share it
+            express = Express.of(run.feeds, run.program.inputs, out, self.block, job.spec.numel, run)
+        if express is None:
             crew.each_block(job.spec.numel, work)
+            return
+
+        def quick(start: int, stop: int, scratch: Scratch) -> tuple[int, Any]:
+            reached = express.combine(start, stop, scratch)
+            self._wrote(job.spec.name, start * item, (reached - start) * item)
+            return reached, None
+
+        crew.each_batch(job.spec.numel, quick, work, BATCH)
+
+    def _port(self, name: str) -> Port | None:
+        """Where compiled code may write a tensor, if the output offers that."""
+        return self.direct.port(name) if self.direct is not None and is_compiled(self.backend) else None
+
+    def _wrote(self, name: str, start: int, length: int) -> None:
+        if length:
+            assert self.direct is not None
+            self.direct.wrote(name, start, length)
+            self.progress(length, 0)
 
     def _copy(self, job: Job, crew: Crew) -> None:
         part = job.models[0]
@@ -182,8 +212,23 @@ class Executor:
             self.sink(job.spec.name, start, buffer)
             self.progress(length, 0)
 
-        if part.meta.nbytes:
-            crew.of_bytes().each_block(part.meta.nbytes, work)
+        if not part.meta.nbytes:
+            return
+        crew, out = crew.of_bytes(), self._port(job.spec.name)
+        source = feed.port(1)
+        if out is None or source is None or not source.fits(crew.block):
+            crew.each_block(part.meta.nbytes, work)
+            return
+        express = Express(
+            [source], (0,), replace(out, item=1), crew.block, source.limit(part.meta.nbytes, crew.block)
+        )
+
+        def quick(start: int, stop: int, scratch: Scratch) -> tuple[int, Any]:
+            reached = express.copy(start, stop, scratch)
+            self._wrote(job.spec.name, start, reached - start)
+            return reached, None
+
+        crew.each_batch(part.meta.nbytes, quick, work, BATCH)
 
     def _claim(self, feed: FileFeed) -> TensorDigest | None:
         """The digest to be filled from this feed; each input tensor is fingerprinted once."""

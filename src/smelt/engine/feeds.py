@@ -13,7 +13,7 @@ from smelt.core.types import ITEMSIZE, TensorMeta, TensorSource
 from smelt.numerics.rounding import EXPONENT, STORAGE, decode
 
 if TYPE_CHECKING:
-    from smelt.checkpoint.swift import SwiftReader
+    from smelt.checkpoint.swift import Port, SwiftReader
 
 _BYTES = np.dtype(np.uint8)
 
@@ -50,6 +50,7 @@ class FileFeed:
         self._digest: TensorDigest | None = None
         self._is_broken: Callable[[np.ndarray, str], bool] | None = None
         self._swift: SwiftReader | None = None
+        self._finite = (0, 0)
 
     def last_pass(
         self, digest: TensorDigest | None, is_broken: Callable[[np.ndarray, str], bool] | None,
@@ -62,8 +63,16 @@ class FileFeed:
             from smelt.checkpoint.swift import SwiftReader
 
             mask, unsigned = EXPONENT.get(self.dtype, (0, _BYTES))
-            finite = (mask, unsigned.itemsize) if is_broken is not None and mask else None
-            self._swift = SwiftReader(*place, digest, finite)
+            self._finite = (mask, unsigned.itemsize) if is_broken is not None and mask else (0, 0)
+            self._swift = SwiftReader(*place, digest, self._finite)
+
+    def port(self, item: int = 0) -> Port | None:
+        """The tensor as compiled code reads it, in elements (or in units of ``item`` bytes); None where it does not
+        lie densely in a file."""
+        from smelt.checkpoint.swift import Port
+
+        place = self.source.place(self.meta)
+        return None if place is None else Port(*place, item or self._item, self._digest, self._finite)
 
     def load(self, start: int, count: int, scratch: Scratch, slot: Any) -> np.ndarray:
         buffer = scratch.bytes(slot, count * self._item)

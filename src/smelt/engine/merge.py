@@ -49,7 +49,7 @@ def run_merge(
         _side_files(plan, writer)
         executor = Executor(
             plan.jobs, writer.write, threads=settings.threads, block=settings.block,
-            backend=backend, allow_nonfinite=settings.allow_nonfinite,
+            backend=backend, allow_nonfinite=settings.allow_nonfinite, direct=writer,
             progress=_counter("merge", plan.layout.data_bytes, tell),
         )  # fmt: skip
         executor.run()

@@ -1,0 +1,289 @@
+"""What is compiled for reading and writing: read, fingerprint and look for NaN and Inf; fingerprint and write; and
+``carry``, which does all of it, and a merge's formula in between, for many blocks in one call.
+
+Imported only when it must be compiled (see ``swift``). The fingerprint of a piece is XXH3 with 64 bits, as of the
+``xxhash`` package, in vectors of eight lanes that LLVM fits to the processor. Nothing here raises: what goes wrong
+is left to the plain path, which says why.
+"""
+# Calls of intrinsics are typed by Numba, not by their Python signatures.
+# mypy: disable-error-code="call-arg,operator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from smelt.checkpoint.digest import PIECE
+from smelt.checkpoint.swift import (
+    BLOCK,
+    BUFFER,
+    COLUMN_LENGTH,
+    CONSTS,
+    CUTS,
+    FD,
+    FINITE,
+    GRAIN,
+    HEAD,
+    INPUTS,
+    ITEM,
+    KERNEL,
+    MASK,
+    OFFSET,
+    OUT,
+    OUTPUTS,
+    POINTERS,
+    ROW_LENGTH,
+    SECRET,
+    SLOTS,
+    SUMS,
+    WORDS,
+)  # fmt: skip
+from smelt.core.native import intrinsics
+
+_P32 = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+_P64 = (
+    0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5,
+)  # fmt: skip
+_START = np.array([_P32[2], *_P64[:4], _P32[1], _P64[4], _P32[0]], np.uint64)
+_STRIPES, _STRIPE = 16, 64
+_BLOCK = _STRIPES * _STRIPE
+_LANES = ir.VectorType(ir.IntType(64), 8)
+_SWAP = ir.Constant(ir.VectorType(ir.IntType(32), 8), [1, 0, 3, 2, 5, 4, 7, 6])
+
+
+def _words(offset: int, count: int = 8) -> list[int]:
+    return [int(word) for word in np.frombuffer(SECRET.tobytes(), "<u8", count, offset)]
+
+
+def _lanes(values: list[int]) -> ir.Constant:
+    return ir.Constant(_LANES, values)
+
+
+def _pointer(builder, address):
+    return builder.inttoptr(address, _LANES.as_pointer())
+
+
+def _load(builder, address):
+    return builder.load(_pointer(builder, address), align=1)
+
+
+def _mix_stripe(builder, acc, data, secret):
+    """acc + (data with neighbours swapped) + low half * high half of (data ^ secret), lane by lane."""
+    key = builder.xor(data, secret)
+    low = builder.and_(key, _lanes([0xFFFFFFFF] * 8))
+    high = builder.lshr(key, _lanes([32] * 8))
+    swapped = builder.shuffle_vector(data, ir.Constant(_LANES, ir.Undefined), _SWAP)
+    return builder.add(builder.add(acc, swapped), builder.mul(low, high))
+
+
+@intrinsic
+def _take_block(typing_context, data, acc):
+    """All stripes of one block, then the scramble."""
+
+    def generate(context, builder, signature, arguments):
+        data, acc = arguments
+        lanes = _load(builder, acc)
+        for stripe in range(_STRIPES):
+            at = builder.add(data, ir.Constant(data.type, stripe * _STRIPE))
+            lanes = _mix_stripe(builder, lanes, _load(builder, at), _lanes(_words(8 * stripe)))
+        lanes = builder.xor(lanes, builder.lshr(lanes, _lanes([47] * 8)))
+        lanes = builder.xor(lanes, _lanes(_words(128)))
+        lanes = builder.mul(lanes, _lanes([_P32[0]] * 8))
+        builder.store(lanes, _pointer(builder, acc), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _take_stripe(typing_context, data, acc, secret):
+    """One stripe with the secret that lies at an address."""
+
+    def generate(context, builder, signature, arguments):
+        data, acc, secret = arguments
+        lanes = _mix_stripe(builder, _load(builder, acc), _load(builder, data), _load(builder, secret))
+        builder.store(lanes, _pointer(builder, acc), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _fold(typing_context, first, second):
+    """Both halves of the 128-bit product, xored."""
+
+    def generate(context, builder, signature, arguments):
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        high = builder.lshr(product, ir.Constant(wide, 64))
+        return builder.trunc(builder.xor(product, high), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@intrinsic
+def _byteswap(typing_context, value):
+    def generate(context, builder, signature, arguments):
+        return builder.bswap(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+_BARE: Any = {"_nrt": False}  # nothing is allocated, so nothing is counted
+_X = intrinsics()
+array_at, stack_array, address_of, call_at = _X.array_at, _X.stack_array, _X.address_of, _X.call_at
+_MERGE = np.array(_words(11), np.uint64)
+_U = np.uint64
+_pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.int64, types.int64, types.int64))
+_pwrite: Any = types.ExternalFunction(
+    "pwrite", types.int64(types.int32, types.int64, types.int64, types.int64)
+)
+
+
+@njit(**_BARE)
+def xxh3(data, length):
+    """XXH3 of ``length`` > 240 bytes at an address, seed 0."""
+    acc = stack_array(8, np.uint64)
+    for lane in range(8):
+        acc[lane] = _START[lane]
+    lanes, key = address_of(acc), address_of(SECRET)
+    blocks = (length - 1) // _BLOCK
+    for block in range(blocks):
+        _take_block(data + block * _BLOCK, lanes)
+    rest = data + blocks * _BLOCK
+    for stripe in range((length - 1 - blocks * _BLOCK) // _STRIPE):
+        _take_stripe(rest + stripe * _STRIPE, lanes, key + 8 * stripe)
+    _take_stripe(data + length - _STRIPE, lanes, key + 121)
+    total = _U(length) * _U(_P64[0])
+    for pair in range(4):
+        total += _fold(acc[2 * pair] ^ _MERGE[2 * pair], acc[2 * pair + 1] ^ _MERGE[2 * pair + 1])
+    total = _U(total ^ (total >> _U(37))) * _U(0x165667919E3779F9)
+    return total ^ (total >> _U(32))
+
+
+@njit(**_BARE)
+def _any_masked(bits, mask):
+    """Whether all bits of ``mask`` are set in any word; no early exit, so that it vectorises in the words' width."""
+    word = bits.dtype.type
+    most = word(0)
+    for i in range(bits.shape[0]):
+        most = max(most, word(bits[i] & word(mask)))
+    return most == word(mask)
+
+
+@njit(**_BARE)
+def _any_broken(data, size, mask, width):
+    """Whether an element of ``width`` bytes is NaN or Inf."""
+    if width == 2:
+        return _any_masked(array_at(data, size // 2, np.uint16), mask)
+    if width == 4:
+        return _any_masked(array_at(data, size // 4, np.uint32), mask)
+    return width == 8 and _any_masked(array_at(data, size // 8, np.uint64), mask)
+
+
+@njit(**_BARE)
+def fetch(fd, offset, size, out, advance, slots, mask, width):
+    """Read a span of a file to an address, piece by piece, each ``advance`` bytes after the last (0: all to one
+    place); fingerprint pieces to ``slots`` if that is not 0, look for ``mask`` where ``width`` is not 0.
+    0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
+    broken = 0
+    for piece in range((size + PIECE - 1) // PIECE):
+        begin, here = piece * PIECE, out + piece * advance
+        length = min(PIECE, size - begin)
+        done = 0
+        while done < length:
+            got = _pread(np.int32(fd), here + done, length - done, offset + begin + done)
+            if got <= 0:
+                return -1
+            done += got
+        if slots:
+            array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(xxh3(here, length))
+        if width and _any_broken(here, length, mask, width):
+            broken = 1
+    return broken
+
+
+@njit(**_BARE)
+def store(fd, offset, data, size, slots):
+    """Fingerprint every piece of what lies at an address and write it to a file. 0: done; -1: not all was taken."""
+    for piece in range((size + PIECE - 1) // PIECE):
+        begin = piece * PIECE
+        digest = xxh3(data + begin, min(PIECE, size - begin))
+        array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
+    done = 0
+    while done < size:
+        put = _pwrite(np.int32(fd), data + done, size - done, offset + done)
+        if put <= 0:
+            return -1
+        done += put
+    return 0
+
+
+@njit(**_BARE)
+def _slots(port, first_byte):
+    return port[SLOTS] + 8 * (first_byte // PIECE) if port[SLOTS] else 0
+
+
+@njit(**_BARE)
+def _take(port, at, count):
+    """Elements of one input into its buffer; whether they are all there and finite."""
+    first, size = at * port[ITEM], count * port[ITEM]
+    status = fetch(
+        port[FD],
+        port[OFFSET] + first,
+        size,
+        port[BUFFER],
+        PIECE,
+        _slots(port, first),
+        port[MASK],
+        port[FINITE],
+    )
+    return status == 0
+
+
+@njit(**_BARE)
+def _give(port, at, count):
+    """Elements of the output from its buffer to its file."""
+    first, size = at * port[ITEM], count * port[ITEM]
+    return store(port[FD], port[OFFSET] + first, port[BUFFER], size, _slots(port, first)) == 0
+
+
+@njit(**_BARE)
+def carry(task, start, stop):
+    """Blocks of one tensor from ``start`` to ``stop``: read every input, run the kernel, write what it makes or keep
+    its sums (see ``swift.Task``). How far it came: less than ``stop`` where a block is to be done the plain way."""
+    head = array_at(task, HEAD + WORDS * (1 << 16), np.int64)
+    block, inputs, kernel, sums = head[BLOCK], head[INPUTS], head[KERNEL], head[SUMS]
+    out = head[OUT : OUT + WORDS]
+    cuts = array_at(head[CUTS], 2 + block // GRAIN, np.int64)
+    row = 0
+    extra = stack_array(2, np.int64)
+    at = start
+    while at < stop:
+        size = min(block, stop - at)
+        for number in range(inputs):
+            port = head[HEAD + WORDS * number : HEAD + WORDS * (number + 1)]
+            if not _take(port, at, size):
+                return at
+        if kernel:
+            target = out[BUFFER]
+            if sums:
+                grains = (size + GRAIN - 1) // GRAIN
+                for grain in range(grains):
+                    cuts[grain] = grain * GRAIN
+                cuts[grains] = size
+                extra[0], extra[1] = head[CUTS], grains + 1
+                target = sums + 8 * row * head[OUTPUTS]
+                row += grains
+            call_at(kernel, (
+                head[POINTERS], head[CONSTS], head[CONSTS + 1], head[CONSTS + 2], head[CONSTS + 3],
+                size, at, head[ROW_LENGTH], head[COLUMN_LENGTH], target, address_of(extra),
+            ))  # fmt: skip
+        if not sums and not _give(out, at, size):
+            return at
+        at += size
+    return at
