@@ -10,10 +10,13 @@ from contextlib import contextmanager
 @contextmanager
 def merge_progress(tensors: int, show: bool) -> Iterator[Callable[[str, int, int, int], None] | None]:
     """Yields the callback the engine reports to, or None when nothing is to be shown."""
+    if not show:
+        yield None
+        return
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if not console.is_terminal:
         yield None
         return
     from rich.progress import (

@@ -212,6 +212,7 @@ def intrinsics() -> SimpleNamespace:
 
         def generate(context, builder, signature, arguments):
             data = cgutils.alloca_once(builder, context.get_data_type(kind.dtype), size=size)
+            data.align = 64  # a vector must not straddle two cache lines
             return build(context, builder, kind, data, context.get_constant(types.intp, size))
 
         return kind(count, dtype), generate

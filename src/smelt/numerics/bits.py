@@ -47,6 +47,16 @@ def single_to_half(typing_context, value):
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def fused(typing_context, first, second, addend):
+    """first * second + addend, rounded once."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float64(types.float64, types.float64, types.float64), generate
+
+
 # Numba widens every integer operation to 64 bits; casting each result back keeps loops in 32-bit lanes.
 
 

@@ -26,6 +26,8 @@ ARGUMENTS = (
 )  # fmt: skip
 _STORED = {"BF16": "uint16", "F16": "uint16", "F32": "float32", "F64": "float64"}
 _TILE = 2048
+#: elements a lane takes before its sum goes back to memory
+TURNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +299,13 @@ def _combine(flavour: Flavour) -> str:
 def _combine_near(flavour: Flavour) -> str:
     """Groups of elements in float32; a group that holds a result too close to a rounding boundary once more,
     and there those results in float64 (see ``rounding.near_boundary``)."""
-    distance = f"np.uint32(np.uint32(bits32(r) + np.uint32({0x8000 + NEAR})) & np.uint32(0xFFFF))"
+    shifted = f"np.uint32(bits32(r) + np.uint32({0x8000 + NEAR}))"
+    distance = f"np.uint32({shifted} & np.uint32(0xFFFF))"
     result = f"r = np.float32({_result(flavour)})\n"
-    quick = (
-        f"{_quick_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = single_to_bf16(r)\n"
+    rounded = (
+        f"np.uint16({shifted} >> np.uint32(16))" if _rounds_by_shifting(flavour) else "single_to_bf16(r)"
     )
+    quick = f"{_quick_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = {rounded}\n"
     exact = (
         f"{_statements(flavour, 'i')}{_exact_statements(flavour, 'i')}{result}"
         f"y[i] = {_store(flavour)} if {distance} <= np.uint32({2 * NEAR}) else single_to_bf16(r)\n"
@@ -314,6 +318,15 @@ def _combine_near(flavour: Flavour) -> str:
         + f"if again:\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
     )
     return _groups(flavour, group) + "return 0\n"
+
+
+def _rounds_by_shifting(flavour: Flavour) -> bool:
+    """Whether a result far from a boundary is rounded by adding half of a unit to its bits, and a little more. Not
+    where a NaN could have bits in its lower half, which would carry over: bf16 has none, nor has what the processor
+    makes itself."""
+    code, outputs = flavour.structure
+    arithmetic = all(op in PLAIN for op, *_ in code) and code[outputs[0]][0] in _SYMBOLS
+    return arithmetic and all(dtype == "BF16" for dtype in flavour.dtypes)
 
 
 def _groups(flavour: Flavour, group: str) -> str:
@@ -329,11 +342,28 @@ def _groups(flavour: Flavour, group: str) -> str:
     )
 
 
+def _added(flavour: Flavour, output: int, total: str) -> str:
+    """A sum and one output more. The product of two stored numbers of at most 24 bits is exact in float64, so it can
+    be added in the same instruction with the same result."""
+    code, outputs = flavour.structure
+    op, *factors = code[outputs[output]]
+    leaves = [code[code[factor][1]] for factor in factors if code[factor][0] == "wide"] if op == "mul" else []
+    narrow = all(dtype in ("BF16", "F16", "F32") for dtype in flavour.dtypes) and flavour.acc == "float32"
+    if narrow and len(leaves) == 2 and all(leaf[0] == "input" for leaf in leaves):
+        return f"fused(v{factors[0]}, v{factors[1]}, {total})"
+    return f"{total} + np.float64({_result(flavour, output)})"
+
+
 def _sums(flavour: Flavour) -> str:
     """Lane sums per segment; the inner loop over lanes is what LLVM vectorises."""
     count = len(flavour.structure[1])
-    adds = "".join(f"lane{k}[i] += np.float64({_result(flavour, k)})\n" for k in range(count))
+    adds = "".join(f"lane{k}[i] = {_added(flavour, k, f'lane{k}[i]')}\n" for k in range(count))
     body = indent(_statements(flavour, "i") + adds, "    ")
+    several = "".join(f"s{k} = lane{k}[i]\n" for k in range(count))
+    for turn in range(TURNS):
+        several += _statements(flavour, f"i + {LANES * turn}")
+        several += "".join(f"s{k} = {_added(flavour, k, f's{k}')}\n" for k in range(count))
+    several += "".join(f"lane{k}[i] = s{k}\n" for k in range(count))
     lanes = "".join(f"lane{k} = stack_array({LANES}, np.float64)\n" for k in range(count))
     clear = "".join(f"lane{k}[:] = 0.0\n" for k in range(count))
     fold = "".join(
@@ -345,11 +375,17 @@ def _sums(flavour: Flavour) -> str:
     whole = (
         _views(flavour, "at", f"at + {LANES}") + _places(flavour, "at") + f"for i in range({LANES}):\n{body}"
     )
+    most = (
+        _views(flavour, "at", f"at + {TURNS * LANES}")
+        + _places(flavour, "at")
+        + f"for i in range({LANES}):\n{indent(several, '    ')}"
+    )
     rest = _views(flavour, "at", "end") + _places(flavour, "at") + f"for i in range(end - at):\n{body}"
     return (
         f"{lanes}for s in range(cuts.shape[0] - 1):\n"
         + indent(
-            f"{clear}at = cuts[s]\nend = cuts[s + 1]\nwhile at + {LANES} <= end:\n"
+            f"{clear}at = cuts[s]\nend = cuts[s + 1]\nwhile at + {TURNS * LANES} <= end:\n"
+            f"{indent(most, '    ')}    at += {TURNS * LANES}\nwhile at + {LANES} <= end:\n"
             f"{indent(whole, '    ')}    at += {LANES}\n{rest}{fold}",
             "    ",
         )
