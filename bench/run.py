@@ -8,6 +8,7 @@ and writes ``docs/benchmarks.md`` and ``docs/benchmarks.json``. A run can be sto
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import smelt
 from bench import agree, floor, machine, make_models, measure, peers, records, report, startup, tools
 from bench.paths import DOCS, runs_dir, scratch_dir
 from bench.recipes import BENCHES, Bench
@@ -51,6 +53,7 @@ class Runner:
     def warm_kernels(self, benches: list[Bench]) -> None:
         """One small merge per method, large enough to be compiled: that happens once per machine and is not timed."""
         folders = make_models.ensure("small")
+        compileall.compile_dir(str(Path(smelt.__file__).parent), quiet=1)  # as pip did for the peers
         for bench in benches:
             out = self.scratch / "tiny"
             shutil.rmtree(out, ignore_errors=True)

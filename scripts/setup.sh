@@ -22,3 +22,4 @@ if ! "$venv/bin/python" -c 'import importlib.util, sys; sys.exit(importlib.util.
     fi
 fi
 $pip install -e "$here${extras:+[$extras]}"
+"$venv/bin/python" -m compileall -q "$here/src" || true  # as pip does for packages that it copies

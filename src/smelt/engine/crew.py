@@ -49,12 +49,12 @@ class Crew:
 
     def each_batch(
         self, count: int, quick: Callable[[int, int, Scratch], tuple[int, Any]],
-        work: Callable[[int, int, Scratch], Any], blocks: int,
+        work: Callable[[int, int, Scratch], Any], batch: int,
     ) -> list[Any]:  # fmt: skip
-        """Many blocks at a time by ``quick(start, stop, scratch)``, which says how far it came and what it found; the
-        blocks it left by ``work``. Results in order."""
+        """About ``batch`` elements at a time by ``quick(start, stop, scratch)``, which says how far it came and what it
+        found; the blocks it left by ``work``. Results in order."""
 
-        def batch(start: int, size: int, scratch: Scratch) -> list[Any]:
+        def several(start: int, size: int, scratch: Scratch) -> list[Any]:
             stop = start + size
             reached, result = quick(start, stop, scratch)
             found = [result] if reached > start else []
@@ -64,8 +64,8 @@ class Crew:
                 reached += length
             return found
 
-        larger = Crew(self.block * blocks, self._pool, self._threads)
-        return [result for found in larger.each_block(count, batch) for result in found]
+        larger = Crew(max(batch // self.block, 1) * self.block, self._pool, self._threads)
+        return [result for found in larger.each_block(count, several) for result in found]
 
     def _together(self, spans: list[tuple[int, int]], work: Callable[[int, int, Scratch], Any]) -> list[Any]:
         assert self._pool is not None

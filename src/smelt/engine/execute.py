@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smelt.checkpoint import CheckpointWriter, TensorDigest
+from smelt.checkpoint import PIECE, CheckpointWriter, TensorDigest
 from smelt.core.errors import SmeltError
 from smelt.core.types import FLOATS, ITEMSIZE
 from smelt.engine.crew import Crew
-from smelt.engine.express import BATCH, Express
+from smelt.engine.express import BATCH, COPIED, Express
 from smelt.engine.feeds import Feed, FileFeed, Scratch
 from smelt.engine.jobs import Job, Part
 from smelt.engine.measure import measure_all
@@ -174,7 +174,7 @@ class Executor:
         out = self._port(job.spec.name)
         express = None
         if out is not None:  # the program is traced here, before threads share it
-            express = Express.of(run.feeds, run.program.inputs, out, self.block, job.spec.numel, run)
+            express = Express.of(run.feeds, run.program.inputs, out, job.spec.numel, run)
         if express is None:
             crew.each_block(job.spec.numel, work)
             return
@@ -216,19 +216,18 @@ class Executor:
             return
         crew, out = crew.of_bytes(), self._port(job.spec.name)
         source = feed.port(1)
-        if out is None or source is None or not source.fits(crew.block):
+        if out is None or source is None or not source.fits(PIECE):
             crew.each_block(part.meta.nbytes, work)
             return
-        express = Express(
-            [source], (0,), replace(out, item=1), crew.block, source.limit(part.meta.nbytes, crew.block)
-        )
+        limit = source.limit(part.meta.nbytes, PIECE)
+        express = Express([source], (0,), replace(out, item=1), PIECE, limit)
 
         def quick(start: int, stop: int, scratch: Scratch) -> tuple[int, Any]:
             reached = express.copy(start, stop, scratch)
             self._wrote(job.spec.name, start, reached - start)
             return reached, None
 
-        crew.each_batch(part.meta.nbytes, quick, work, BATCH)
+        crew.each_batch(part.meta.nbytes, quick, work, COPIED)
 
     def _claim(self, feed: FileFeed) -> TensorDigest | None:
         """The digest to be filled from this feed; each input tensor is fingerprinted once."""

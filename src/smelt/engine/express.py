@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from smelt.checkpoint.swift import Port
     from smelt.engine.run import TensorRun
 
-#: blocks handed over at once
-BATCH = 16
+#: elements (or bytes, of what is only copied) handed over at once, and looked at together: a few inputs and an
+#: output of so many stay in a core's own cache while they are read, checked, merged and written
+BATCH, COPIED, TOGETHER = 1 << 20, 1 << 21, GRAIN
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Express:
 
     @staticmethod
     def of(
-        feeds: Sequence[Feed], positions: Sequence[int], out: Port | None, block: int, count: int,
-        run: TensorRun | None = None,
+        feeds: Sequence[Feed], positions: Sequence[int], out: Port | None, count: int, run: TensorRun | None = None
     ) -> Express | None:  # fmt: skip
         """None where some input is no dense tensor of a file, or blocks do not begin at whole pieces."""
         ports = []
@@ -49,10 +49,10 @@ class Express:
                 return None
             ports.append(port)
         everyone = [*ports, *([out] if out is not None else [])]
-        if not ports or not all(port.fits(block) for port in everyone):
+        if not ports or not all(port.fits(TOGETHER) for port in everyone):
             return None
-        limit = min(port.limit(count, block) for port in everyone)
-        return Express(ports, tuple(positions), out, block, limit, run)
+        limit = min(port.limit(count, TOGETHER) for port in everyone)
+        return Express(ports, tuple(positions), out, TOGETHER, limit, run)
 
     def combine(self, start: int, stop: int, scratch: Scratch) -> int:
         """Make elements of the output; how far it came."""

@@ -127,7 +127,7 @@ class TensorRun:
         numel = self.info.numel
         fast = None
         if self.backend.name == "numba" and not by_row and not program.by_row:
-            fast = Express.of(self.feeds, program.inputs, None, crew.block, numel, self)
+            fast = Express.of(self.feeds, program.inputs, None, numel, self)
         if fast is None:
             return crew.each_block(numel, work)
 
