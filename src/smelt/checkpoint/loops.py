@@ -255,7 +255,8 @@ def _give(port, at, count):
 @njit(**_BARE)
 def carry(task, start, stop):
     """Blocks of one tensor from ``start`` to ``stop``: read every input, run the kernel, write what it makes or keep
-    its sums (see ``swift.Task``). How far it came: less than ``stop`` where a block is to be done the plain way."""
+    its sums (``swift`` names the words of a task). How far it came: less than ``stop`` where a block is to be done the
+    plain way."""
     head = array_at(task, HEAD + WORDS * (1 << 16), np.int64)
     block, inputs, kernel, sums = head[BLOCK], head[INPUTS], head[KERNEL], head[SUMS]
     out = head[OUT : OUT + WORDS]
@@ -279,10 +280,12 @@ def carry(task, start, stop):
                 extra[0], extra[1] = head[CUTS], grains + 1
                 target = sums + 8 * row * head[OUTPUTS]
                 row += grains
-            call_at(kernel, (
+            failed = call_at(kernel, (
                 head[POINTERS], head[CONSTS], head[CONSTS + 1], head[CONSTS + 2], head[CONSTS + 3],
                 size, at, head[ROW_LENGTH], head[COLUMN_LENGTH], target, address_of(extra),
             ))  # fmt: skip
+            if failed:
+                return at
         if not sums and not _give(out, at, size):
             return at
         at += size

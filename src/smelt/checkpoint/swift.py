@@ -7,7 +7,7 @@ file that ends early) is left to the plain path, which says what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from smelt.checkpoint.digest import PIECE, TensorDigest
-from smelt.core.native import Native, load
+from smelt.core.native import Native, address, load
 
 #: pieces up to this length have another formula; ``xxhash`` takes them
 SHORT = 240
@@ -49,21 +49,13 @@ FD, OFFSET, ITEM, SLOTS, MASK, FINITE, BUFFER = range(7)
 GRAIN = 65536
 
 
-def address(array: np.ndarray) -> int:
-    """Where an array's elements lie; the caller keeps it alive."""
-    found: int = array.__array_interface__["data"][0]
-    return found
-
-
 @cache
 def compiled(name: str, arity: int) -> Native:
     """A function of ``loops``."""
-    from smelt.core import native
-
     sources = (Path(__file__), Path(__file__).with_name("loops.py"))
     text = b"".join(path.read_bytes() for path in sources) + f"{name} {PIECE}".encode()
 
-    def make() -> native.Callable[..., int]:
+    def make() -> Callable[..., int]:
         from smelt.checkpoint import loops
 
         return getattr(loops, name).py_func

@@ -57,6 +57,12 @@ class Native:
         )
 
 
+def address(array: Any) -> int:
+    """Where the elements of a numpy array lie; the caller keeps it alive."""
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
 def load(source: bytes, arity: int, make: Callable[[], Callable[..., Any]]) -> Native:
     """The compiled form of the function that ``make`` gives; ``source`` is all that its meaning depends on, besides
     this version of smelt, of LLVM and this processor. ``make`` is called, and Numba imported, only if it must be

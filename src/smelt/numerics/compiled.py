@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from smelt.core.native import Native, load
+from smelt.core.native import FAILED, Native, address, load
 from smelt.numerics.blocks import Block
 from smelt.numerics.codegen import ARGUMENTS, Flavour, generate
 from smelt.numerics.expr import Program
@@ -23,12 +23,6 @@ from smelt.numerics.rounding import STORAGE, has_nonfinite
 
 #: kernels inline the conversions of ``bits``, so a change there is another kernel
 _BITS = (Path(__file__).parent / "bits.py").read_bytes()
-
-
-def address(array: np.ndarray) -> int:
-    """Where an array's elements lie; the caller keeps it alive."""
-    found: int = array.__array_interface__["data"][0]
-    return found
 
 
 class Tables:
@@ -95,10 +89,13 @@ class CompiledBackend:
             assert raw.flags.c_contiguous and target.flags.c_contiguous
             places.append(address(raw))
         inputs, words = np.array(places or [0], np.int64), np.array(extra or [0], np.int64)
-        return self.kernel(kind, program, block.dtypes, acc, out).call(
+        answer = self.kernel(kind, program, block.dtypes, acc, out).call(
             address(inputs), *self.tables(program), block.count, grid.start, grid.row_length, grid.column_length,
             address(target), address(words),
         )  # fmt: skip
+        if answer == FAILED:
+            raise RuntimeError(f"a compiled {kind} loop failed: this is a defect of smelt")
+        return answer
 
     def combine(self, program: Program, block: Block, acc: np.dtype, out: np.ndarray, dtype: str) -> None:
         assert out.dtype == STORAGE[dtype] and out.size >= block.count
