@@ -26,6 +26,8 @@ ARGUMENTS = (
 )  # fmt: skip
 _STORED = {"BF16": "uint16", "F16": "uint16", "F32": "float32", "F64": "float64"}
 _TILE = 2048
+#: elements that are done again together where one of them lies near a boundary
+GROUP = 32
 #: elements a lane takes before its sum goes back to memory
 TURNS = 4
 
@@ -305,7 +307,10 @@ def _combine_near(flavour: Flavour) -> str:
     rounded = (
         f"np.uint16({shifted} >> np.uint32(16))" if _rounds_by_shifting(flavour) else "single_to_bf16(r)"
     )
-    quick = f"{_quick_statements(flavour, 'i')}{result}least = min(least, {distance})\ny[i] = {rounded}\n"
+    quick = (
+        f"{_quick_statements(flavour, 'i')}{result}y[i] = {rounded}\n"
+        f"near = np.uint32(1) if {distance} <= np.uint32({2 * NEAR}) else near\n"
+    )
     exact = (
         f"{_statements(flavour, 'i')}{_exact_statements(flavour, 'i')}{result}"
         f"y[i] = {_store(flavour)} if {distance} <= np.uint32({2 * NEAR}) else single_to_bf16(r)\n"
@@ -313,9 +318,9 @@ def _combine_near(flavour: Flavour) -> str:
     group = (
         _views(flavour, "at", "stop", "out")
         + "".join(f"z{i} = cols{i}[column + at - begin:]\n" for i in range(flavour.cols))
-        + f"again = True\nif stop - at == {LANES}:\n    least = np.uint32(0xFFFF)\n"
-        + f"    for i in range({LANES}):\n{indent(quick, '        ')}    again = least <= np.uint32({2 * NEAR})\n"
-        + f"if again:\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
+        + f"near = np.uint32(1)\nif stop - at == {GROUP}:\n    near = np.uint32(0)\n"
+        + f"    for i in range({GROUP}):\n{indent(quick, '        ')}"
+        + f"if near != np.uint32(0):\n    for i in range(stop - at):\n{indent(exact, '        ')}at = stop\n"
     )
     return _groups(flavour, group) + "return 0\n"
 
@@ -330,8 +335,8 @@ def _rounds_by_shifting(flavour: Flavour) -> bool:
 
 
 def _groups(flavour: Flavour, group: str) -> str:
-    """Loops over groups of ``LANES`` elements, cut where a row ends when coefficients belong to rows or columns."""
-    inner = f"while at < end:\n    stop = min(end, at + {LANES})\n{indent(group, '    ')}"
+    """Loops over groups of ``GROUP`` elements, cut where a row ends when coefficients belong to rows or columns."""
+    inner = f"while at < end:\n    stop = min(end, at + {GROUP})\n{indent(group, '    ')}"
     if not flavour.rows and not flavour.cols:
         return f"at = 0\nend = count\n{inner}"
     length = "row_length" if flavour.rows else "column_length"

@@ -358,13 +358,18 @@ class Program:
 
     @cached_property
     def lands_on_ties(self) -> bool:
-        """Whether all numbers are short decimals or simple fractions, as weights that people write are.
+        """Whether results often lie right between two bf16 numbers, where float32 cannot tell the side.
 
-        Such a formula often lands right between two bf16 numbers, where float32 cannot tell the side.
+        Inputs are whole numbers of units, or nearly all of them; so results are whole numbers of units over the
+        numbers' common denominator. With an even one such as 2 or 10 many are half a unit off, with an odd one such
+        as 5 none (but those of inputs much smaller than the result); with a large one it hardly matters.
         """
         if self.rows or self.cols or self._divides_by_odd_integers:
             return False
-        return all(abs(value * 25200.0 - round(value * 25200.0)) < 1e-6 for value in self._factors())
+        factors = self._factors()
+        whole = (n for n in range(1, 20) if all(abs(value * n - round(value * n)) < 1e-9 for value in factors))
+        denominator = next(whole, 0)
+        return denominator == 1 or (denominator > 0 and denominator % 2 == 0)
 
     @property
     def _divides_by_odd_integers(self) -> bool:
