@@ -41,7 +41,7 @@ def test_fingerprints_are_those_of_xxhash(length: int, shift: int) -> None:
 
     @njit
     def digest(data):  # type: ignore[no-untyped-def]
-        return xxh3(data.ctypes.data, data.size)
+        return xxh3(data.ctypes.data, data.size, 0, np.empty(16, np.uint64).ctypes.data)
 
     for data in (noise(length + shift)[shift:], np.zeros(length, np.uint8), np.full(length, 255, np.uint8)):
         assert int(digest(data)) == xxh3_64_intdigest(data)
@@ -89,6 +89,23 @@ def test_nan_and_inf_are_seen_wherever_they_are(file: int, dtype: str, place: in
     found[place] = mask - 1  # the largest finite number
     os.pwrite(file, found.tobytes(), 0)
     assert SwiftReader(file, 0, None, (mask, width)).read(0, out) == 0 == has_nonfinite(out, dtype)
+
+
+@pytest.mark.parametrize("dtype", sorted(EXPONENTS))
+@pytest.mark.parametrize("count", [242, 1000, 1024, 1088, 5001])
+def test_every_place_of_a_short_piece_is_looked_at(file: int, dtype: str, count: int) -> None:
+    mask, width = EXPONENTS[dtype]
+    size = count * 8
+    words = random.integers(0, 256, size).astype(np.uint8).view(f"u{width}") & ~np.array(mask, f"u{width}")
+    for place in random.integers(0, words.size, 20).tolist() + [0, words.size - 1]:
+        found = words.copy()
+        found[place] |= mask
+        os.pwrite(file, found.tobytes(), 0)
+        out = np.empty(size, np.uint8)
+        assert SwiftReader(file, 0, None, (mask, width)).read(0, out) == 1
+    os.pwrite(file, words.tobytes(), 0)
+    assert SwiftReader(file, 0, None, (mask, width)).read(0, out) == 0
+    assert SwiftReader(file, 0, None, (mask, width)).read(0, out[:SHORT]) == -1, "too short to be looked at here"
 
 
 def test_a_file_that_ends_early_or_cannot_be_used_is_left_to_the_plain_way(file: int) -> None:

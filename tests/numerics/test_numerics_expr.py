@@ -183,8 +183,12 @@ def test_pieces_of_a_block_end_where_ties_end() -> None:
     assert len(program.pieces(100, 20, np.dtype(np.float32))) == 1
 
 
-def test_short_decimals_are_told_from_measured_coefficients() -> None:
-    assert Program.of([X * 0.3 + Y * (1 / 3)]).lands_on_ties
+def test_formulas_that_land_on_ties_are_told_by_their_common_denominator() -> None:
+    for even in (0.3, 0.5, 0.25, 0.125, 0.1, 1.0, 1 / 6):
+        assert Program.of([X * even + Y * (1 - even)]).lands_on_ties, even
+    for odd in (0.2, 0.4, 0.8, 1 / 3, 1 / 7, 0.04, 0.05, 0.45, 0.37):
+        assert not Program.of([X * odd + Y * (1 - odd)]).lands_on_ties, odd
+    assert Program.of([X * 0.2 + Y * 0.5]).lands_on_ties
     assert Program.of([where(Y > 0.123456789, X * 0.5, 0.0)]).lands_on_ties, "a threshold is no factor"
     assert not Program.of([X * 0.7390851332]).lands_on_ties
     assert not Program.of([X * along_rows(np.ones(3))]).lands_on_ties

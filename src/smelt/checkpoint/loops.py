@@ -25,7 +25,6 @@ from smelt.checkpoint.swift import (
     CONSTS,
     CUTS,
     FD,
-    FINITE,
     GRAIN,
     HEAD,
     INPUTS,
@@ -63,6 +62,13 @@ def _lanes(values: list[int]) -> ir.Constant:
     return ir.Constant(_LANES, values)
 
 
+def _everywhere(builder, word):
+    """A vector with one word in every lane."""
+    alone = builder.insert_element(ir.Constant(_LANES, ir.Undefined), word, ir.Constant(ir.IntType(32), 0))
+    nothing = ir.Constant(_LANES, ir.Undefined)
+    return builder.shuffle_vector(alone, nothing, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
+
+
 def _pointer(builder, address):
     return builder.inttoptr(address, _LANES.as_pointer())
 
@@ -80,36 +86,52 @@ def _mix_stripe(builder, acc, data, secret):
     return builder.add(builder.add(acc, swapped), builder.mul(low, high))
 
 
+def _look(builder, seen, data, mask, least):
+    """What was seen, and whether an element's exponent is all ones: the sum then sets the bit above it, which is the
+    sign's, and never carries further; so it does not matter how wide the elements are."""
+    return builder.or_(seen, builder.add(builder.and_(data, mask), least))
+
+
 @intrinsic
-def _take_block(typing_context, data, acc):
-    """All stripes of one block, then the scramble."""
+def _take_block(typing_context, data, acc, mask, least):
+    """All stripes of one block, then the scramble. What was seen lies behind the lanes."""
 
     def generate(context, builder, signature, arguments):
-        data, acc = arguments
-        lanes = _load(builder, acc)
+        data, acc, *words = arguments
+        behind = builder.add(acc, ir.Constant(acc.type, _STRIPE))
+        lanes, seen = _load(builder, acc), _load(builder, behind)
+        mask, least = (_everywhere(builder, word) for word in words)
         for stripe in range(_STRIPES):
             at = builder.add(data, ir.Constant(data.type, stripe * _STRIPE))
-            lanes = _mix_stripe(builder, lanes, _load(builder, at), _lanes(_words(8 * stripe)))
+            found = _load(builder, at)
+            lanes = _mix_stripe(builder, lanes, found, _lanes(_words(8 * stripe)))
+            seen = _look(builder, seen, found, mask, least)
+        builder.store(seen, _pointer(builder, behind), align=1)
         lanes = builder.xor(lanes, builder.lshr(lanes, _lanes([47] * 8)))
         lanes = builder.xor(lanes, _lanes(_words(128)))
         lanes = builder.mul(lanes, _lanes([_P32[0]] * 8))
         builder.store(lanes, _pointer(builder, acc), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
-def _take_stripe(typing_context, data, acc, secret):
+def _take_stripe(typing_context, data, acc, secret, mask, least):
     """One stripe with the secret that lies at an address."""
 
     def generate(context, builder, signature, arguments):
-        data, acc, secret = arguments
-        lanes = _mix_stripe(builder, _load(builder, acc), _load(builder, data), _load(builder, secret))
+        data, acc, secret, *words = arguments
+        found, behind = _load(builder, data), builder.add(acc, ir.Constant(acc.type, _STRIPE))
+        lanes = _mix_stripe(builder, _load(builder, acc), found, _load(builder, secret))
         builder.store(lanes, _pointer(builder, acc), align=1)
+        seen = _look(
+            builder, _load(builder, behind), found, *(_everywhere(builder, word) for word in words)
+        )
+        builder.store(seen, _pointer(builder, behind), align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -145,52 +167,50 @@ _pwrite: Any = types.ExternalFunction(
 
 
 @njit(**_BARE)
-def xxh3(data, length):
-    """XXH3 of ``length`` > 240 bytes at an address, seed 0."""
-    acc = stack_array(8, np.uint64)
+def xxh3(data, length, mask, acc):
+    """XXH3 of ``length`` > 240 bytes at an address, seed 0; ``acc`` is the address of 16 words to work with. ``broken``
+    tells then whether an element had all bits of ``mask`` set, which is the exponents in 64 bits (or 0)."""
+    words = array_at(acc, 16, np.uint64)
     for lane in range(8):
-        acc[lane] = _START[lane]
-    lanes, key = address_of(acc), address_of(SECRET)
+        words[lane], words[8 + lane] = _START[lane], 0
+    key, least = address_of(SECRET), _least(mask)
     blocks = (length - 1) // _BLOCK
     for block in range(blocks):
-        _take_block(data + block * _BLOCK, lanes)
+        _take_block(data + block * _BLOCK, acc, mask, least)
     rest = data + blocks * _BLOCK
     for stripe in range((length - 1 - blocks * _BLOCK) // _STRIPE):
-        _take_stripe(rest + stripe * _STRIPE, lanes, key + 8 * stripe)
-    _take_stripe(data + length - _STRIPE, lanes, key + 121)
+        _take_stripe(rest + stripe * _STRIPE, acc, key + 8 * stripe, mask, least)
+    _take_stripe(data + length - _STRIPE, acc, key + 121, mask, least)
     total = _U(length) * _U(_P64[0])
     for pair in range(4):
-        total += _fold(acc[2 * pair] ^ _MERGE[2 * pair], acc[2 * pair + 1] ^ _MERGE[2 * pair + 1])
+        total += _fold(words[2 * pair] ^ _MERGE[2 * pair], words[2 * pair + 1] ^ _MERGE[2 * pair + 1])
     total = _U(total ^ (total >> _U(37))) * _U(0x165667919E3779F9)
     return total ^ (total >> _U(32))
 
 
 @njit(**_BARE)
-def _any_masked(bits, mask):
-    """Whether all bits of ``mask`` are set in any word; no early exit, so that it vectorises in the words' width."""
-    word = bits.dtype.type
-    most = word(0)
-    for i in range(bits.shape[0]):
-        most = max(most, word(bits[i] & word(mask)))
-    return most == word(mask)
+def _least(mask):
+    """The lowest bit of every element's exponent."""
+    return mask & ~(mask << 1)
 
 
 @njit(**_BARE)
-def _any_broken(data, size, mask, width):
-    """Whether an element of ``width`` bytes is NaN or Inf."""
-    if width == 2:
-        return _any_masked(array_at(data, size // 2, np.uint16), mask)
-    if width == 4:
-        return _any_masked(array_at(data, size // 4, np.uint32), mask)
-    return width == 8 and _any_masked(array_at(data, size // 8, np.uint64), mask)
+def broken(acc, mask):
+    """Whether ``xxh3`` met NaN or Inf."""
+    seen = array_at(acc, 16, np.uint64)
+    found = _U(0)
+    for lane in range(8):
+        found |= seen[8 + lane]
+    return (found & _U(mask + _least(mask))) != _U(0)
 
 
 @njit(**_BARE)
-def fetch(fd, offset, size, out, advance, slots, mask, width):
+def fetch(fd, offset, size, out, advance, slots, mask):
     """Read a span of a file to an address, piece by piece, each ``advance`` bytes after the last (0: all to one
-    place); fingerprint pieces to ``slots`` if that is not 0, look for ``mask`` where ``width`` is not 0.
+    place); fingerprint pieces to ``slots`` and look for ``mask`` (see ``xxh3``) if these are not 0.
     0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
-    broken = 0
+    status = 0
+    acc = address_of(stack_array(16, np.uint64))
     for piece in range((size + PIECE - 1) // PIECE):
         begin, here = piece * PIECE, out + piece * advance
         length = min(PIECE, size - begin)
@@ -200,19 +220,22 @@ def fetch(fd, offset, size, out, advance, slots, mask, width):
             if got <= 0:
                 return -1
             done += got
-        if slots:
-            array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(xxh3(here, length))
-        if width and _any_broken(here, length, mask, width):
-            broken = 1
-    return broken
+        if slots or mask:
+            digest = xxh3(here, length, mask, acc)
+            if slots:
+                array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
+            if mask and broken(acc, mask):
+                status = 1
+    return status
 
 
 @njit(**_BARE)
 def store(fd, offset, data, size, slots):
     """Fingerprint every piece of what lies at an address and write it to a file. 0: done; -1: not all was taken."""
+    acc = address_of(stack_array(16, np.uint64))
     for piece in range((size + PIECE - 1) // PIECE):
         begin = piece * PIECE
-        digest = xxh3(data + begin, min(PIECE, size - begin))
+        digest = xxh3(data + begin, min(PIECE, size - begin), 0, acc)
         array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
     done = 0
     while done < size:
@@ -232,17 +255,8 @@ def _slots(port, first_byte):
 def _take(port, at, count):
     """Elements of one input into its buffer; whether they are all there and finite."""
     first, size = at * port[ITEM], count * port[ITEM]
-    status = fetch(
-        port[FD],
-        port[OFFSET] + first,
-        size,
-        port[BUFFER],
-        PIECE,
-        _slots(port, first),
-        port[MASK],
-        port[FINITE],
-    )
-    return status == 0
+    slots = _slots(port, first)
+    return fetch(port[FD], port[OFFSET] + first, size, port[BUFFER], PIECE, slots, port[MASK]) == 0
 
 
 @njit(**_BARE)

@@ -30,21 +30,11 @@ SECRET = np.frombuffer(
 ).copy()
 
 # A task is an array of 64-bit words: HEAD words, then WORDS for every input. Words of the head:
-INPUTS, BLOCK, KERNEL, POINTERS, CONSTS, ROW_LENGTH, COLUMN_LENGTH, SUMS, OUTPUTS, CUTS = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    8,
-    9,
-    10,
-    11,
-    12,
-)
+INPUTS, BLOCK, KERNEL, POINTERS, CONSTS = range(5)
+ROW_LENGTH, COLUMN_LENGTH, SUMS, OUTPUTS, CUTS = range(8, 13)
 #: where the output's words begin in the head, and the words of an input or output
 OUT, HEAD, WORDS = 16, 24, 8
-FD, OFFSET, ITEM, SLOTS, MASK, FINITE, BUFFER = range(7)
+FD, OFFSET, ITEM, SLOTS, MASK, BUFFER = range(6)
 #: elements of one partial sum
 GRAIN = 65536
 
@@ -61,6 +51,11 @@ def compiled(name: str, arity: int) -> Native:
         return getattr(loops, name).py_func
 
     return load(text, arity, make)
+
+
+def _everywhere(mask: int, width: int) -> int:
+    """A mask of elements of so many bytes, in 64 bits; 0 for none."""
+    return int.from_bytes(mask.to_bytes(width, "little") * (8 // width), "little") if width else 0
 
 
 def _room(digest: TensorDigest, start: int, size: int) -> np.ndarray | None:
@@ -80,8 +75,8 @@ class SwiftReader:
         self, fd: int, offset: int, digest: TensorDigest | None, finite: tuple[int, int] | None
     ) -> None:
         self.fd, self.offset, self.digest = fd, offset, digest
-        self.mask, self.width = finite or (0, 0)
-        self._fetch = compiled("fetch", 8).call
+        self.mask = _everywhere(*finite or (0, 0))
+        self._fetch = compiled("fetch", 7).call
 
     def read(self, start: int, out: np.ndarray) -> int:
         """0: done; 1: done, and NaN or Inf is there; -1: to be done the plain way."""
@@ -99,7 +94,9 @@ class SwiftReader:
             if room is None:
                 return -1
             slots = address(room)
-        status = self._fetch(self.fd, self.offset + start, size, place, advance, slots, self.mask, self.width)
+        elif self.mask and 0 < size % PIECE <= SHORT:
+            return -1
+        status = self._fetch(self.fd, self.offset + start, size, place, advance, slots, self.mask)
         if status >= 0 and self.digest is not None:
             self.digest.mark(start // PIECE, -(-size // PIECE))
         return max(status, -1)
@@ -127,7 +124,7 @@ class Port:
     def words(self, buffer: int) -> list[int]:
         """The words of a task."""
         slots = address(self.digest.slots(0, 1)) if self.digest is not None and self.digest.nbytes else 0
-        return [self.fd, self.offset, self.item, slots, *self.finite, buffer, 0]
+        return [self.fd, self.offset, self.item, slots, _everywhere(*self.finite), buffer, 0, 0]
 
     def fits(self, block: int) -> bool:
         """Whether blocks of so many elements begin at whole pieces."""

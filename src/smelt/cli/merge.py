@@ -42,6 +42,10 @@ def COMMAND(
 
     Example: smelt merge ties.yml ./merged
     """
+    from smelt.core.native import expect
+
+    if device == "cpu":
+        expect()
     from smelt.checkpoint import check_target
     from smelt.cli._progress import merge_progress
     from smelt.engine.merge import run_merge

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
 from types import SimpleNamespace
@@ -55,6 +56,22 @@ class Native:
         self.call: Callable[..., int] = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arity)(
             self.address
         )
+
+
+def expect() -> None:
+    """Have LLVM's library mapped meanwhile, where compiled functions will be needed soon: linking it takes a good part
+    of a tenth of a second, for which Python's lock is not held here, as it is in an import."""
+    threading.Thread(target=_map_library, name="smelt-llvm", daemon=True).start()
+
+
+def _map_library() -> None:
+    try:
+        package = find_spec("llvmlite")
+        for folder in () if package is None else package.submodule_search_locations or ():
+            for library in Path(folder, "binding").glob("libllvmlite.*"):
+                ctypes.CDLL(None).dlopen(os.fsencode(library), os.RTLD_NOW)
+    except (AttributeError, OSError, ImportError):  # the import of llvmlite will tell what is wrong
+        return
 
 
 def address(array: Any) -> int:

@@ -51,7 +51,7 @@ class Crew:
         self, count: int, quick: Callable[[int, int, Scratch], tuple[int, Any]],
         work: Callable[[int, int, Scratch], Any], batch: int,
     ) -> list[Any]:  # fmt: skip
-        """About ``batch`` elements at a time by ``quick(start, stop, scratch)``, which says how far it came and what it
+        """At most about ``batch`` elements at a time by ``quick(start, stop, scratch)``, which says how far it came and what it
         found; the blocks it left by ``work``. Results in order."""
 
         def several(start: int, size: int, scratch: Scratch) -> list[Any]:
@@ -64,6 +64,8 @@ class Crew:
                 reached += length
             return found
 
+        if self._pool is not None:  # enough turns for every thread
+            batch = min(batch, count // (4 * self._threads))
         larger = Crew(max(batch // self.block, 1) * self.block, self._pool, self._threads)
         return [result for found in larger.each_block(count, several) for result in found]
 

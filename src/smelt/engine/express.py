@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: elements (or bytes, of what is only copied) handed over at once, and looked at together: a few inputs and an
 #: output of so many stay in a core's own cache while they are read, checked, merged and written
-BATCH, COPIED, TOGETHER = 1 << 20, 1 << 21, GRAIN
+BATCH, COPIED, TOGETHER = 1 << 22, 1 << 23, GRAIN
 
 
 @dataclass(frozen=True)
