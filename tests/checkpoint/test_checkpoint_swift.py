@@ -97,7 +97,7 @@ def test_every_place_of_a_short_piece_is_looked_at(file: int, dtype: str, count:
     mask, width = EXPONENTS[dtype]
     size = count * 8
     words = random.integers(0, 256, size).astype(np.uint8).view(f"u{width}") & ~np.array(mask, f"u{width}")
-    for place in random.integers(0, words.size, 20).tolist() + [0, words.size - 1]:
+    for place in [0, words.size - 1, *random.integers(0, words.size, 20).tolist()]:
         found = words.copy()
         found[place] |= mask
         os.pwrite(file, found.tobytes(), 0)
@@ -105,7 +105,9 @@ def test_every_place_of_a_short_piece_is_looked_at(file: int, dtype: str, count:
         assert SwiftReader(file, 0, None, (mask, width)).read(0, out) == 1
     os.pwrite(file, words.tobytes(), 0)
     assert SwiftReader(file, 0, None, (mask, width)).read(0, out) == 0
-    assert SwiftReader(file, 0, None, (mask, width)).read(0, out[:SHORT]) == -1, "too short to be looked at here"
+    assert SwiftReader(file, 0, None, (mask, width)).read(0, out[:SHORT]) == -1, (
+        "too short to be looked at here"
+    )
 
 
 def test_a_file_that_ends_early_or_cannot_be_used_is_left_to_the_plain_way(file: int) -> None:

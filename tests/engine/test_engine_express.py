@@ -11,6 +11,7 @@ import pytest
 from engine_tools import entry, left_behind, make
 
 import tiny
+from smelt.checkpoint import window
 from smelt.core.errors import SmeltError
 from smelt.engine import execute
 from smelt.engine import run as running
@@ -33,9 +34,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tiny.Model]:
     return tiny.family(tmp_path_factory.mktemp("wide"), "a", "b", hidden=96, inner=1400, vocab=1500, layers=1)
 
 
-@pytest.fixture(autouse=True)
-def always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[0, 1 << 40], ids=["in place", "copied"])
+def always_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "SMALL_MERGE", 0)
+    monkeypatch.setattr(window, "LEAST", request.param)
     for module in (execute, running):
         monkeypatch.setattr(module, "BATCH", 1 << 16)
 

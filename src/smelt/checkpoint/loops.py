@@ -37,6 +37,7 @@ from smelt.checkpoint.swift import (
     POINTERS,
     ROW_LENGTH,
     SECRET,
+    SEEN,
     SLOTS,
     SUMS,
     WORDS,
@@ -86,7 +87,7 @@ def _mix_stripe(builder, acc, data, secret):
     return builder.add(builder.add(acc, swapped), builder.mul(low, high))
 
 
-def _look(builder, seen, data, mask, least):
+def _exponents(builder, seen, data, mask, least):
     """What was seen, and whether an element's exponent is all ones: the sum then sets the bit above it, which is the
     sign's, and never carries further; so it does not matter how wide the elements are."""
     return builder.or_(seen, builder.add(builder.and_(data, mask), least))
@@ -105,7 +106,7 @@ def _take_block(typing_context, data, acc, mask, least):
             at = builder.add(data, ir.Constant(data.type, stripe * _STRIPE))
             found = _load(builder, at)
             lanes = _mix_stripe(builder, lanes, found, _lanes(_words(8 * stripe)))
-            seen = _look(builder, seen, found, mask, least)
+            seen = _exponents(builder, seen, found, mask, least)
         builder.store(seen, _pointer(builder, behind), align=1)
         lanes = builder.xor(lanes, builder.lshr(lanes, _lanes([47] * 8)))
         lanes = builder.xor(lanes, _lanes(_words(128)))
@@ -125,7 +126,7 @@ def _take_stripe(typing_context, data, acc, secret, mask, least):
         found, behind = _load(builder, data), builder.add(acc, ir.Constant(acc.type, _STRIPE))
         lanes = _mix_stripe(builder, _load(builder, acc), found, _load(builder, secret))
         builder.store(lanes, _pointer(builder, acc), align=1)
-        seen = _look(
+        seen = _exponents(
             builder, _load(builder, behind), found, *(_everywhere(builder, word) for word in words)
         )
         builder.store(seen, _pointer(builder, behind), align=1)
@@ -205,12 +206,23 @@ def broken(acc, mask):
 
 
 @njit(**_BARE)
+def _inspect(here, length, slots, piece, mask):
+    """Fingerprint a piece at an address to its slot and look for ``mask`` (see ``xxh3``) if these are not 0; whether it
+    was there."""
+    if not slots and not mask:
+        return False
+    acc = address_of(stack_array(16, np.uint64))
+    digest = xxh3(here, length, mask, acc)
+    if slots:
+        array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
+    return mask != 0 and broken(acc, mask)
+
+
+@njit(**_BARE)
 def fetch(fd, offset, size, out, advance, slots, mask):
     """Read a span of a file to an address, piece by piece, each ``advance`` bytes after the last (0: all to one
-    place); fingerprint pieces to ``slots`` and look for ``mask`` (see ``xxh3``) if these are not 0.
-    0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
+    place), and inspect the pieces. 0: done; 1: done, and NaN or Inf is there; -1: not all could be read."""
     status = 0
-    acc = address_of(stack_array(16, np.uint64))
     for piece in range((size + PIECE - 1) // PIECE):
         begin, here = piece * PIECE, out + piece * advance
         length = min(PIECE, size - begin)
@@ -220,23 +232,25 @@ def fetch(fd, offset, size, out, advance, slots, mask):
             if got <= 0:
                 return -1
             done += got
-        if slots or mask:
-            digest = xxh3(here, length, mask, acc)
-            if slots:
-                array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
-            if mask and broken(acc, mask):
-                status = 1
+        if _inspect(here, length, slots, piece, mask):
+            status = 1
     return status
+
+
+@njit(**_BARE)
+def _look(here, size, slots, mask):
+    """Inspect a span that lies at an address; whether NaN or Inf is there."""
+    found = False
+    for piece in range((size + PIECE - 1) // PIECE):
+        begin = piece * PIECE
+        found |= _inspect(here + begin, min(PIECE, size - begin), slots, piece, mask)
+    return found
 
 
 @njit(**_BARE)
 def store(fd, offset, data, size, slots):
     """Fingerprint every piece of what lies at an address and write it to a file. 0: done; -1: not all was taken."""
-    acc = address_of(stack_array(16, np.uint64))
-    for piece in range((size + PIECE - 1) // PIECE):
-        begin = piece * PIECE
-        digest = xxh3(data + begin, min(PIECE, size - begin), 0, acc)
-        array_at(slots, piece + 1, np.uint64)[piece] = _byteswap(digest)
+    _look(data, size, slots, 0)
     done = 0
     while done < size:
         put = _pwrite(np.int32(fd), data + done, size - done, offset + done)
@@ -252,18 +266,23 @@ def _slots(port, first_byte):
 
 
 @njit(**_BARE)
-def _take(port, at, count):
-    """Elements of one input into its buffer; whether they are all there and finite."""
+def _take(port, at, count, place):
+    """Have elements of one input at ``place``, in its buffer or where they are seen; whether they are all there and
+    finite."""
     first, size = at * port[ITEM], count * port[ITEM]
     slots = _slots(port, first)
+    if port[SEEN]:
+        place[0] = port[SEEN] + first
+        return not _look(place[0], size, slots, port[MASK])
+    place[0] = port[BUFFER]
     return fetch(port[FD], port[OFFSET] + first, size, port[BUFFER], PIECE, slots, port[MASK]) == 0
 
 
 @njit(**_BARE)
-def _give(port, at, count):
-    """Elements of the output from its buffer to its file."""
+def _give(port, at, count, place):
+    """Elements of the output from where they are to its file."""
     first, size = at * port[ITEM], count * port[ITEM]
-    return store(port[FD], port[OFFSET] + first, port[BUFFER], size, _slots(port, first)) == 0
+    return store(port[FD], port[OFFSET] + first, place, size, _slots(port, first)) == 0
 
 
 @njit(**_BARE)
@@ -274,6 +293,7 @@ def carry(task, start, stop):
     head = array_at(task, HEAD + WORDS * (1 << 16), np.int64)
     block, inputs, kernel, sums = head[BLOCK], head[INPUTS], head[KERNEL], head[SUMS]
     out = head[OUT : OUT + WORDS]
+    pointers = array_at(head[POINTERS], inputs, np.int64)
     cuts = array_at(head[CUTS], 2 + block // GRAIN, np.int64)
     row = 0
     extra = stack_array(2, np.int64)
@@ -282,7 +302,7 @@ def carry(task, start, stop):
         size = min(block, stop - at)
         for number in range(inputs):
             port = head[HEAD + WORDS * number : HEAD + WORDS * (number + 1)]
-            if not _take(port, at, size):
+            if not _take(port, at, size, pointers[number : number + 1]):
                 return at
         if kernel:
             target = out[BUFFER]
@@ -300,7 +320,7 @@ def carry(task, start, stop):
             ))  # fmt: skip
             if failed:
                 return at
-        if not sums and not _give(out, at, size):
+        if not sums and not _give(out, at, size, out[BUFFER] if kernel else pointers[0]):
             return at
         at += size
     return at

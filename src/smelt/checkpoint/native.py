@@ -10,6 +10,7 @@ from typing import Any
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+_POPULATE_READ = 22
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -52,6 +53,14 @@ def _sync_range(fd: int, start: int, length: int, flags: int) -> bool:
         )
     except OSError:
         return False  # only a hint: what is wrong with the disk shows in fsync
+
+
+def populate(start: int, length: int) -> bool:
+    """Have the pages of a mapping at an address be there; False where the kernel cannot get them."""
+    try:
+        return _call("madvise", ctypes.c_void_p(start), ctypes.c_size_t(length), _POPULATE_READ)
+    except OSError:
+        return False
 
 
 def drop_cached(fd: int, start: int, length: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from smelt.checkpoint.digest import PIECE, TensorDigest
+from smelt.checkpoint.window import Window
 from smelt.core.native import Native, address, load
 
 #: pieces up to this length have another formula; ``xxhash`` takes them
@@ -34,7 +35,7 @@ INPUTS, BLOCK, KERNEL, POINTERS, CONSTS = range(5)
 ROW_LENGTH, COLUMN_LENGTH, SUMS, OUTPUTS, CUTS = range(8, 13)
 #: where the output's words begin in the head, and the words of an input or output
 OUT, HEAD, WORDS = 16, 24, 8
-FD, OFFSET, ITEM, SLOTS, MASK, BUFFER = range(6)
+FD, OFFSET, ITEM, SLOTS, MASK, BUFFER, SEEN = range(7)
 #: elements of one partial sum
 GRAIN = 65536
 
@@ -113,18 +114,23 @@ def write(fd: int, offset: int, data: np.ndarray, digest: TensorDigest, start: i
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A tensor in a file as compiled code reads or writes it: ``finite`` is what to look for (mask, bytes)."""
+    """A tensor in a file as compiled code reads or writes it: ``finite`` is what to look for (mask, bytes); with a
+    ``window`` it is read in place."""
 
     fd: int
     offset: int
     item: int
     digest: TensorDigest | None
     finite: tuple[int, int] = (0, 0)
+    window: Window | None = None
 
-    def words(self, buffer: int) -> list[int]:
-        """The words of a task."""
+    def words(self, buffer: int, start: int = 0, stop: int = 0) -> list[int]:
+        """The words of a task on elements [start, stop)."""
         slots = address(self.digest.slots(0, 1)) if self.digest is not None and self.digest.nbytes else 0
-        return [self.fd, self.offset, self.item, slots, _everywhere(*self.finite), buffer, 0, 0]
+        seen = self.window.at(start * self.item, stop * self.item) if self.window is not None else 0
+        return [
+            self.fd, self.offset, self.item, slots, _everywhere(*self.finite), buffer, seen and seen - start * self.item, 0,
+        ]  # fmt: skip
 
     def fits(self, block: int) -> bool:
         """Whether blocks of so many elements begin at whole pieces."""
@@ -170,7 +176,7 @@ def carry(
     if out is not None:
         task[OUT : OUT + WORDS] = out.words(places[-1])
     for number, port in enumerate(ports):
-        task[HEAD + WORDS * number : HEAD + WORDS * (number + 1)] = port.words(places[number])
+        task[HEAD + WORDS * number : HEAD + WORDS * (number + 1)] = port.words(places[number], start, stop)
     reached = max(compiled("carry", 3).call(address(task), start, stop), start)
     for port in (*ports, *([out] if out is not None else ())):
         port.mark(start, reached)

@@ -137,6 +137,9 @@ class Executor:
             except SmeltError as error:
                 raise add_context(error, f"output tensor {job.spec.name!r}") from None
             self.progress(0, 1)
+        for run in runs.values():
+            for feed in _file_feeds(run):
+                feed.let_go()
 
     def build(self, job: Job, acc: np.dtype | None = None) -> TensorRun:
         """The run of a job, with the runs nested in it. A nested merge with a dtype of its own is made as it would
@@ -156,7 +159,7 @@ class Executor:
 
     def _feed(self, part: Part, acc: np.dtype) -> Feed:
         if isinstance(part, FilePart):
-            return FileFeed(part.checkpoint, part.meta)
+            return FileFeed(part.checkpoint, part.meta, in_place=is_compiled(self.backend))
         return NestedFeed(self.build(part, acc)) if part.kind == "merge" else self._feed(part.models[0], acc)
 
     def _combine(self, job: Job, run: TensorRun, crew: Crew) -> None:
@@ -200,7 +203,7 @@ class Executor:
         part = job.models[0]
         while isinstance(part, Job):
             part = part.models[0]
-        feed = FileFeed(part.checkpoint, part.meta)
+        feed = FileFeed(part.checkpoint, part.meta, in_place=is_compiled(self.backend))
         check = not self.allow_nonfinite and part.meta.dtype in FLOATS
         feed.last_pass(
             self._claim(feed), self.backend.nonfinite if check else None, swift=is_compiled(self.backend)
@@ -228,6 +231,7 @@ class Executor:
             return reached, None
 
         crew.each_batch(part.meta.nbytes, quick, work, COPIED)
+        feed.let_go()
 
     def _claim(self, feed: FileFeed) -> TensorDigest | None:
         """The digest to be filled from this feed; each input tensor is fingerprinted once."""

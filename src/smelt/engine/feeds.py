@@ -14,6 +14,7 @@ from smelt.numerics.rounding import EXPONENT, STORAGE, decode
 
 if TYPE_CHECKING:
     from smelt.checkpoint.swift import Port, SwiftReader
+    from smelt.checkpoint.window import Window
 
 _BYTES = np.dtype(np.uint8)
 
@@ -42,14 +43,17 @@ class Feed(Protocol):
 
 
 class FileFeed:
-    """A tensor of a checkpoint. Once ``last_pass`` was called every block is fingerprinted and checked."""
+    """A tensor of a checkpoint. Once ``last_pass`` was called every block is fingerprinted and checked. ``in_place``
+    has it looked at where the kernel caches it, not copied, where that can be done."""
 
-    def __init__(self, source: TensorSource, meta: TensorMeta) -> None:
+    def __init__(self, source: TensorSource, meta: TensorMeta, *, in_place: bool = False) -> None:
         self.source, self.meta, self.dtype = source, meta, meta.dtype
         self._item = ITEMSIZE[meta.dtype]
         self._digest: TensorDigest | None = None
         self._is_broken: Callable[[np.ndarray, str], bool] | None = None
         self._swift: SwiftReader | None = None
+        self._in_place = in_place
+        self._window: Window | None = None
         self._finite = (0, 0)
 
     def last_pass(
@@ -72,9 +76,35 @@ class FileFeed:
         from smelt.checkpoint.swift import Port
 
         place = self.source.place(self.meta)
-        return None if place is None else Port(*place, item or self._item, self._digest, self._finite)
+        if place is None:
+            return None
+        return Port(*place, item or self._item, self._digest, self._finite, self.window())
+
+    def window(self) -> Window | None:
+        """The tensor seen in its file."""
+        if self._window is None and self._in_place:
+            from smelt.checkpoint.window import Window
+
+            place = self.source.place(self.meta)
+            if place is not None and place[1] % self._item == 0:
+                self._window = Window.of(*place, self.meta.nbytes)
+            self._in_place = self._window is not None
+        return self._window
+
+    def let_go(self) -> None:
+        """No more will be read."""
+        window, self._window, self._in_place = self._window, None, False
+        if window is not None:
+            window.close()
 
     def load(self, start: int, count: int, scratch: Scratch, slot: Any) -> np.ndarray:
+        if self._swift is None and self._digest is None and self._is_broken is None:
+            window = self.window()
+            seen = (
+                window.view(start * self._item, (start + count) * self._item) if window is not None else None
+            )
+            if seen is not None:
+                return seen.view(STORAGE[self.dtype])
         buffer = scratch.bytes(slot, count * self._item)
         self.read(start * self._item, buffer)
         return buffer.view(STORAGE[self.dtype])

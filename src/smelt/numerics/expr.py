@@ -367,7 +367,9 @@ class Program:
         if self.rows or self.cols or self._divides_by_odd_integers:
             return False
         factors = self._factors()
-        whole = (n for n in range(1, 20) if all(abs(value * n - round(value * n)) < 1e-9 for value in factors))
+        whole = (
+            n for n in range(1, 20) if all(abs(value * n - round(value * n)) < 1e-9 for value in factors)
+        )
         denominator = next(whole, 0)
         return denominator == 1 or (denominator > 0 and denominator % 2 == 0)
 
