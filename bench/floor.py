@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,27 +57,30 @@ def measure(inputs: Sequence[Path], output_like: Sequence[Path], target: Path) -
     return Floor(read, write, sync)
 
 
-#: where some kernels count the free memory they gave back to the host of a virtual machine
-_GIVEN_BACK = Path("/sys/module/page_reporting/parameters/reported_kib")
-#: seconds a run waits at least, and at most, until nothing stirs
-REST, PATIENCE = 5.0, 30.0
+#: left alone when free memory is touched
+SPARE = 1_000_000_000
+_TOUCH = """
+import mmap, sys
+memory = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+for at in range(0, len(memory), 4096):
+    memory[at] = 1
+"""
 
 
-def _stir() -> tuple[str, str]:
-    """Changes while the host takes free memory back or a disk is busy."""
-    given = _GIVEN_BACK.read_text() if _GIVEN_BACK.exists() else ""
-    disks = [line.split() for line in Path("/proc/diskstats").read_text().splitlines()]
-    return given, " ".join(field for disk in disks for field in (disk[3], disk[7], *disk[14:15]))
+def free_bytes() -> int:
+    """Memory that nothing uses, not even the page cache."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemFree:")) * 1024
 
 
-def quiet() -> None:
-    """Write all dirty pages out and wait until the machine is as one finds it: nothing on its way to a disk, and the
-    host done with what an earlier run set free, which slows every processor of a virtual machine while it lasts."""
+def settle(use: int) -> None:
+    """Write all dirty pages out and touch as much free memory as the next run will use.
+
+    A virtual machine's host takes back memory that stood free for some seconds; the first to use it again
+    waits for every page (2 s per GB were seen), so without this the order of the runs would be measured.
+    """
     os.sync()
-    began, seen, since = time.monotonic(), _stir(), time.monotonic()
-    while time.monotonic() - began < PATIENCE:
-        time.sleep(0.25)
-        if (now := _stir()) != seen:
-            seen, since = now, time.monotonic()
-        if time.monotonic() - began >= REST and time.monotonic() - since >= 2.0:
-            return
+    size = min(use, free_bytes() - SPARE)
+    if size > 0:
+        subprocess.run([sys.executable, "-c", _TOUCH, str(size)], check=True)

@@ -239,9 +239,8 @@ INTRO = """# Benchmarks
 
 Made by `make bench` (`python -m bench.run`); nothing on this page is typed by hand. Three fine-tunes of one
 base (slerp: two), and the base where the method has one. Each program runs as a whole process, in turn with
-the others, on a machine left alone until nothing stirs (no disk busy, the host of a virtual machine done with the
-memory that earlier runs set free), its inputs read once before. Times are medians of the rounds; memory is the peak
-over them.
+the others, its inputs read once before, and the memory it will use touched, so that no run waits for the host of
+a virtual machine to give back what stood free. Times are medians of the rounds; memory is the peak over them.
 
 - **s**: wall seconds of the whole process; **CPU s**: user and system seconds.
 - **MB**: peak anonymous memory (the kernel's RssAnon + RssShmem of the process tree, sampled forty times a

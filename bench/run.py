@@ -24,6 +24,7 @@ from bench.shapes import SIZES, size_named
 from bench.stfile import files_of
 
 SCALING = ("linear", "slerp", "ties")
+MARGIN = 1_000_000_000  # bytes of memory beside the output that are made ready before a run
 PAGE_CACHE_SHARE = 0.6  # inputs larger than this share of the memory cannot be kept warm
 
 
@@ -73,7 +74,7 @@ class Runner:
             return found
         if self.inputs_fit(bench):
             floor.warm(self.files(bench.inputs))
-        floor.quiet()
+        floor.settle(self.output_bytes + MARGIN)
         output = files_of(self.folders["base"])
         fresh = floor.measure(self.files(bench.inputs), output, self.scratch / "floor")
         return self.store.put(key, "floor", fresh.as_dict())
@@ -95,13 +96,18 @@ class Runner:
         shutil.rmtree(job.out, ignore_errors=True)
         if self.inputs_fit(bench):
             floor.warm(self.files(bench.inputs))
-        floor.quiet()
+        floor.settle(self.output_bytes * (1 if tool == "smelt" else 6) + MARGIN)
         usage = measure.run(tools.COMMANDS[tool](job), self.scratch / f"{bench.method}-{tool}.log")
         if tool == "smelt":
             self._checked(usage, tool, bench.method)
         if usage.code:
             self.say(f"  {tool} failed: {usage.tail.strip().splitlines()[-1:]}")
         return self.store.put(key, tools.subject(tool), usage.as_dict())
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the merged model; peers keep up to five more of them in memory."""
+        return sum(path.stat().st_size for path in files_of(self.folders["base"]))
 
     def inputs_fit(self, bench: Bench) -> bool:
         """Whether the page cache can hold the inputs and the output."""
