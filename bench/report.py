@@ -208,6 +208,15 @@ def _verdict_rows(result: Result, everything: Mapping[str, Result]) -> list[list
     ]
 
 
+def measured_when(result: Result) -> str:
+    """From when to when each program was measured: a run may be continued, and one program measured again."""
+    spans: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        for tool, records in row["rounds"].items():
+            spans.setdefault(tool, []).extend(record["when"][:16].replace("T", " ") for record in records)
+    return "; ".join(f"{tool} {min(when)} to {max(when)}" for tool, when in spans.items() if when)
+
+
 def section(result: Result, everything: Mapping[str, Result]) -> str:
     """One size's part of the page."""
     millions = result["parameters"] / 1e9
@@ -217,7 +226,8 @@ def section(result: Result, everything: Mapping[str, Result]) -> str:
     parts = [
         f"## {result['size']}: {millions:.2f} billion parameters, bf16{device}",
         machine.sentence(result["facts"]) + (f" Peers: {peers}." if peers else ""),
-        f"{result['threads']} threads, {result['repeat']} rounds, run id `{result['run_id']}`.",
+        f"{result['threads']} threads, {result['repeat']} rounds, run id `{result['run_id']}`. "
+        f"Measured (UTC): {measured_when(result)}.",
         markdown(*main_table(result)),
     ]
     if cold:
