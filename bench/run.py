@@ -75,7 +75,7 @@ class Runner:
         if self.inputs_fit(bench):
             floor.warm(self.files(bench.inputs))
         floor.settle(self.output_bytes + MARGIN)
-        output = files_of(self.folders["base"])
+        output = files_of(self.folders[bench.inputs[0]])  # one that was read: cp must not wait for the disk
         fresh = floor.measure(self.files(bench.inputs), output, self.scratch / "floor")
         return self.store.put(key, "floor", fresh.as_dict())
 
