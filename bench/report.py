@@ -213,8 +213,10 @@ def measured_when(result: Result) -> str:
     spans: dict[str, list[str]] = {}
     for row in result["rows"]:
         for tool, records in row["rounds"].items():
-            spans.setdefault(tool, []).extend(record["when"][:16].replace("T", " ") for record in records)
-    return "; ".join(f"{tool} {min(when)} to {max(when)}" for tool, when in spans.items() if when)
+            stamps = [record["when"][:16].replace("T", " ") for record in records if "when" in record]
+            spans.setdefault(tool, []).extend(stamps)
+    told = "; ".join(f"{tool} {min(when)} to {max(when)}" for tool, when in spans.items() if when)
+    return f" Measured (UTC): {told}." if told else ""
 
 
 def section(result: Result, everything: Mapping[str, Result]) -> str:
@@ -226,8 +228,8 @@ def section(result: Result, everything: Mapping[str, Result]) -> str:
     parts = [
         f"## {result['size']}: {millions:.2f} billion parameters, bf16{device}",
         machine.sentence(result["facts"]) + (f" Peers: {peers}." if peers else ""),
-        f"{result['threads']} threads, {result['repeat']} rounds, run id `{result['run_id']}`. "
-        f"Measured (UTC): {measured_when(result)}.",
+        f"{result['threads']} threads, {result['repeat']} rounds, run id `{result['run_id']}`."
+        + measured_when(result),
         markdown(*main_table(result)),
     ]
     if cold:

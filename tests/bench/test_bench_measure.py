@@ -126,3 +126,13 @@ def test_a_busy_machine_is_named(result: dict[str, Any]) -> None:
     result["rows"][0]["rounds"]["mergekit"][0]["others"] = 104.0
     assert report.disturbances(result) == ["ties with mergekit (20% of the processors)"]
     assert "not quiet" in report.page({"1.24b": result})
+
+
+def test_the_page_tells_when_each_program_was_measured() -> None:
+    rounds = {
+        "smelt": [{"when": "2026-01-02T03:04:05+00:00"}, {"when": "2026-01-02T03:09:00+00:00"}],
+        "mergekit": [{"when": "2026-01-01T20:00:00+00:00"}],
+    }
+    told = report.measured_when({"rows": [{"rounds": rounds}]})
+    assert "smelt 2026-01-02 03:04 to 2026-01-02 03:09" in told and "mergekit 2026-01-01 20:00" in told
+    assert report.measured_when({"rows": [{"rounds": {"smelt": [{}]}}]}) == ""
