@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from smelt.checkpoint.digest import PIECE, TensorDigest
-from smelt.checkpoint.window import Window
 from smelt.core.native import Native, address, load
+
+if TYPE_CHECKING:
+    from smelt.checkpoint.window import Window
 
 #: pieces up to this length have another formula; ``xxhash`` takes them
 SHORT = 240

@@ -2,7 +2,8 @@
 
 Reading a mapped page that cannot be had (the file was cut short meanwhile, the disk is broken) ends a process without a
 word. So the pages are asked for first, some MiB at a time, by a call that answers; where the answer is no, reading goes
-the plain way, which says what is wrong. Only on systems that have that call: Linux from 5.14 on.
+the plain way, which says what is wrong; only a file cut short within the moment between answer and use still ends the
+process, as a kill would: nothing half-written appears. Only on systems that have that call: Linux from 5.14 on.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Crew:
         self, count: int, quick: Callable[[int, int, Scratch], tuple[int, Any]],
         work: Callable[[int, int, Scratch], Any], batch: int,
     ) -> list[Any]:  # fmt: skip
-        """At most about ``batch`` elements at a time by ``quick(start, stop, scratch)``, which says how far it came and what it
-        found; the blocks it left by ``work``. Results in order."""
+        """At most about ``batch`` elements at a time by ``quick(start, stop, scratch)``, which says how far it came and
+        what it found; the blocks it left by ``work``. Results in order."""
 
         def several(start: int, size: int, scratch: Scratch) -> list[Any]:
             stop = start + size
