@@ -75,12 +75,23 @@ def free_bytes() -> int:
 
 
 def settle(use: int) -> None:
-    """Write all dirty pages out and touch as much free memory as the next run will use.
+    """Write all dirty pages out and touch as much free memory as the floor will use.
 
     A virtual machine's host takes back memory that stood free for some seconds; the first to use it again
-    waits for every page (2 s per GB were seen), so without this the order of the runs would be measured.
+    waits for every page (2 s per GB were seen). The floor is spared that, which makes it the lowest there is. Programs
+    are not: what was touched is given back two seconds later, by work that would run beside theirs.
     """
     os.sync()
     size = min(use, free_bytes() - SPARE)
     if size > 0:
         subprocess.run([sys.executable, "-c", _TOUCH, str(size)], check=True)
+
+
+#: seconds in which a kernel finishes with what the run before left: dirty pages, free memory for its host
+REST = 5.0
+
+
+def rest() -> None:
+    """Leave the machine alone for a moment, so that no program pays for the one before it."""
+    os.sync()
+    time.sleep(REST)

@@ -251,8 +251,9 @@ INTRO = """# Benchmarks
 
 Made by `make bench` (`python -m bench.run`); nothing on this page is typed by hand. Three fine-tunes of one
 base (slerp: two), and the base where the method has one. Each program runs as a whole process, in turn with
-the others, its inputs read once before, and the memory it will use touched, so that no run waits for the host of
-a virtual machine to give back what stood free. Times are medians of the rounds; memory is the peak over them.
+the others: the machine is left alone for five seconds, the inputs are read once, the program runs. For the floor
+the memory it will use is touched before, so that it does not wait for the host of a virtual machine to give back
+what stood free. Times are medians of the rounds; memory is the peak over them.
 
 - **s**: wall seconds of the whole process; **CPU s**: user and system seconds.
 - **MB**: peak anonymous memory (the kernel's RssAnon + RssShmem of the process tree, sampled forty times a

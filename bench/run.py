@@ -24,7 +24,7 @@ from bench.shapes import SIZES, size_named
 from bench.stfile import files_of
 
 SCALING = ("linear", "slerp", "ties")
-MARGIN = 1_000_000_000  # bytes of memory beside the output that are made ready before a run
+MARGIN = 1_000_000_000  # bytes of memory beside the output that are made ready before the floor
 PAGE_CACHE_SHARE = 0.6  # inputs larger than this share of the memory cannot be kept warm
 
 
@@ -94,9 +94,9 @@ class Runner:
             return None
         self.say(f"  {bench.method}: {tool}, {count} threads, round {round_ + 1}")
         shutil.rmtree(job.out, ignore_errors=True)
+        floor.rest()
         if self.inputs_fit(bench):
             floor.warm(self.files(bench.inputs))
-        floor.settle(self.output_bytes * (1 if tool == "smelt" else 6) + MARGIN)
         usage = measure.run(tools.COMMANDS[tool](job), self.scratch / f"{bench.method}-{tool}.log")
         if tool == "smelt":
             self._checked(usage, tool, bench.method)
@@ -106,7 +106,7 @@ class Runner:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the merged model; peers keep up to five more of them in memory."""
+        """Size of the merged model."""
         return sum(path.stat().st_size for path in files_of(self.folders["base"]))
 
     def inputs_fit(self, bench: Bench) -> bool:

@@ -11,8 +11,9 @@ from smelt.core.errors import OutputError, Problem, did_you_mean
 from smelt.core.types import ITEMSIZE, TensorSpec
 
 INDEX = "model.safetensors.index.json"
-#: tensor data begins at a multiple of this, so that large writes and maps fall on whole pages
-ALIGNMENT = 4096
+#: tensor data begins at a power of two between these, about a thousandth of the file: large writes and maps fall on
+#: whole pages, in large files on huge ones, which cost the kernel less
+ALIGNMENT, HUGE = 4096, 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +112,21 @@ def _group(specs: Sequence[TensorSpec], shard_size: int) -> list[list[TensorSpec
     return groups
 
 
+def _alignment(data_bytes: int) -> int:
+    """Where the data of a file of so many bytes begins to be a multiple of.
+
+    >>> _alignment(1000), _alignment(70_000_000), _alignment(5_000_000_000)
+    (4096, 65536, 2097152)
+    """
+    return min(HUGE, max(ALIGNMENT, 1 << max(data_bytes // 1024, 1).bit_length() - 1))
+
+
 def _build_shard(file: str, specs: list[TensorSpec], metadata: Mapping[str, str]) -> Shard:
+    """A file in which tensors of many whole pages come first, so that few tensors lie across page boundaries; all lie
+    at multiples of their elements' size."""
+    alignment = _alignment(sum(spec.nbytes for spec in specs))
+    specs = sorted(specs, key=lambda spec: -(min(spec.nbytes & -spec.nbytes, alignment) or alignment))
     offsets, size = _offsets(specs)
-    if any(offsets[spec.name] % ITEMSIZE[spec.dtype] for spec in specs):
-        specs = sorted(specs, key=lambda spec: -ITEMSIZE[spec.dtype])
-        offsets, size = _offsets(specs)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     for spec in specs:
         begin = offsets[spec.name]
@@ -125,7 +136,7 @@ def _build_shard(file: str, specs: list[TensorSpec], metadata: Mapping[str, str]
             "data_offsets": [begin, begin + spec.nbytes],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % alignment)
     start = 8 + len(text)
     absolute = {name: start + begin for name, begin in offsets.items()}
     return Shard(file, len(text).to_bytes(8, "little") + text, absolute, start + size)

@@ -35,6 +35,7 @@ from smelt.checkpoint.swift import (
     OUT,
     OUTPUTS,
     POINTERS,
+    ROOM,
     ROW_LENGTH,
     SECRET,
     SEEN,
@@ -248,16 +249,22 @@ def _look(here, size, slots, mask):
 
 
 @njit(**_BARE)
-def store(fd, offset, data, size, slots):
-    """Fingerprint every piece of what lies at an address and write it to a file. 0: done; -1: not all was taken."""
-    _look(data, size, slots, 0)
+def _write(fd, offset, data, size):
+    """Write what lies at an address to a file; whether all was taken."""
     done = 0
     while done < size:
         put = _pwrite(np.int32(fd), data + done, size - done, offset + done)
         if put <= 0:
-            return -1
+            return False
         done += put
-    return 0
+    return True
+
+
+@njit(**_BARE)
+def store(fd, offset, data, size, slots):
+    """Fingerprint every piece of what lies at an address and write it to a file. 0: done; -1: not all was taken."""
+    _look(data, size, slots, 0)
+    return 0 if _write(fd, offset, data, size) else -1
 
 
 @njit(**_BARE)
@@ -280,9 +287,8 @@ def _take(port, at, count, place):
 
 @njit(**_BARE)
 def _give(port, at, count, place):
-    """Elements of the output from where they are to its file."""
-    first, size = at * port[ITEM], count * port[ITEM]
-    return store(port[FD], port[OFFSET] + first, place, size, _slots(port, first)) == 0
+    """Elements of the output from where they are to its file; whether it took them."""
+    return _write(port[FD], port[OFFSET] + at * port[ITEM], place, count * port[ITEM])
 
 
 @njit(**_BARE)
@@ -297,15 +303,18 @@ def carry(task, start, stop):
     cuts = array_at(head[CUTS], 2 + block // GRAIN, np.int64)
     row = 0
     extra = stack_array(2, np.int64)
-    at = start
+    source = out[BUFFER]  # where the elements from ``given`` on lie until they are written together
+    at = given = start
     while at < stop:
         size = min(block, stop - at)
         for number in range(inputs):
             port = head[HEAD + WORDS * number : HEAD + WORDS * (number + 1)]
             if not _take(port, at, size, pointers[number : number + 1]):
-                return at
+                return at if sums or _give(out, given, at - given, source) else given
+        if not kernel and at == given:
+            source = pointers[0]
+        target = source + (at - given) * out[ITEM]
         if kernel:
-            target = out[BUFFER]
             if sums:
                 grains = (size + GRAIN - 1) // GRAIN
                 for grain in range(grains):
@@ -319,8 +328,12 @@ def carry(task, start, stop):
                 size, at, head[ROW_LENGTH], head[COLUMN_LENGTH], target, address_of(extra),
             ))  # fmt: skip
             if failed:
-                return at
-        if not sums and not _give(out, at, size, out[BUFFER] if kernel else pointers[0]):
-            return at
+                return at if sums or _give(out, given, at - given, source) else given
         at += size
+        if not sums:
+            _look(target, size * out[ITEM], _slots(out, (at - size) * out[ITEM]), 0)
+            if at == stop or at - given + block > out[ROOM]:
+                if not _give(out, given, at - given, source):
+                    return given
+                given = at
     return at

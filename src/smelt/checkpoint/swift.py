@@ -38,7 +38,7 @@ INPUTS, BLOCK, KERNEL, POINTERS, CONSTS = range(5)
 ROW_LENGTH, COLUMN_LENGTH, SUMS, OUTPUTS, CUTS = range(8, 13)
 #: where the output's words begin in the head, and the words of an input or output
 OUT, HEAD, WORDS = 16, 24, 8
-FD, OFFSET, ITEM, SLOTS, MASK, BUFFER, SEEN = range(7)
+FD, OFFSET, ITEM, SLOTS, MASK, BUFFER, SEEN, ROOM = range(8)
 #: elements of one partial sum
 GRAIN = 65536
 
@@ -164,7 +164,7 @@ def carry(
     ports: Sequence[Port], out: Port | None, work: Work | None, block: int, start: int, stop: int,
     buffers: Sequence[np.ndarray], sums: np.ndarray | None = None,
 ) -> int:  # fmt: skip
-    """Blocks of one tensor in one call; how far it came. ``buffers`` hold one block each: of every input, then of the
+    """Blocks of one tensor in one call; how far it came. ``buffers`` hold one block of every input, then some of the
     output. Without ``work`` the only input is copied; with ``sums`` [grains, outputs] these are all that is made."""
     places = [address(buffer) for buffer in buffers]
     task = np.zeros(HEAD + WORDS * len(ports), np.int64)
@@ -180,6 +180,9 @@ def carry(
         task[OUT : OUT + WORDS] = out.words(places[-1])
     for number, port in enumerate(ports):
         task[HEAD + WORDS * number : HEAD + WORDS * (number + 1)] = port.words(places[number], start, stop)
+    if out is not None:  # so many elements are written at once: what its buffer holds, or an input's one block
+        gathers = work is not None or task[HEAD + SEEN]
+        task[OUT + ROOM] = buffers[-1].size // out.item if gathers else block
     reached = max(compiled("carry", 3).call(address(task), start, stop), start)
     for port in (*ports, *([out] if out is not None else ())):
         port.mark(start, reached)

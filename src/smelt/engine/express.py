@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 #: elements (or bytes, of what is only copied) handed over at once, and looked at together: a few inputs and an
 #: output of so many stay in a core's own cache while they are read, checked, merged and written
 BATCH, COPIED, TOGETHER = 1 << 22, 1 << 23, GRAIN
+#: so many of them are written at once: the kernel then keeps a file in large pages
+WRITTEN = 16
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ class Express:
         """Copy the bytes of the only input; how far it came."""
         from smelt.checkpoint.swift import carry
 
-        buffer = scratch.bytes(("express", 0), self.block)
         stop = min(stop, self.limit)
-        return (
-            carry(self.ports, self.out, None, self.block, start, stop, [buffer, buffer])
-            if start < stop
-            else start
-        )
+        if start >= stop:
+            return start
+        buffers = [
+            scratch.bytes(("express", 0), self.block),
+            scratch.bytes(("express", "out"), WRITTEN * self.block),
+        ]
+        return carry(self.ports, self.out, None, self.block, start, stop, buffers)
 
     def sums(self, program: Program, start: int, stop: int, scratch: Scratch) -> tuple[int, np.ndarray]:
         """Sums of a program's outputs over every grain; how far it came."""
@@ -96,6 +99,6 @@ class Express:
         sums = np.empty((-(-(stop - start) // GRAIN), len(program.outputs))) if kind == "sums" else None
         buffers = [scratch.bytes(("express", n), self.block * port.item) for n, port in enumerate(self.ports)]
         if self.out is not None:
-            buffers.append(scratch.bytes(("express", "out"), self.block * self.out.item))
+            buffers.append(scratch.bytes(("express", "out"), WRITTEN * self.block * self.out.item))
         reached = carry(self.ports, self.out, work, self.block, start, stop, buffers, sums)
         return reached, nothing[1] if sums is None else sums[: -(-(reached - start) // GRAIN)]
