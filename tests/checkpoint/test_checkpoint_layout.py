@@ -45,6 +45,23 @@ def test_headers_are_those_the_format_asks_for() -> None:
         assert shard.offsets[name] == len(shard.header) + entry["data_offsets"][0]
 
 
+def test_large_files_begin_at_large_pages_and_whole_pages_come_first() -> None:
+    specs = [
+        TensorSpec("norm", "BF16", (2048,)),
+        TensorSpec("up", "BF16", (8192, 4096)),
+        TensorSpec("none", "BF16", (0, 8)),
+        TensorSpec("odd", "BF16", (3,)),
+        TensorSpec("down", "BF16", (4096, 8192)),
+    ]
+    shard = plan_shards(specs, 0).shards[0]
+    assert len(shard.header) == 128 * 1024, "a power of two, at most a thousandth of the file"
+    assert json.loads(shard.header[8:]), "spaces behind the JSON"
+    assert list(shard.offsets) == ["up", "none", "down", "norm", "odd"]
+    assert all(shard.offsets[name] % (128 * 1024) == 0 for name in ("up", "down"))
+    huge = plan_shards([TensorSpec(f"w{n}", "BF16", (8192, 65536)) for n in range(3)], 0).shards[0]
+    assert len(huge.header) == 2**21, "but no more than a huge page"
+
+
 def test_order_is_kept_unless_a_tensor_would_be_misaligned() -> None:
     kept = plan_shards([TensorSpec("b", "BF16", (2,)), TensorSpec("a", "F32", (1,))], 0)
     assert list(kept.shards[0].offsets) == ["b", "a"]
