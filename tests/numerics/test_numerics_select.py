@@ -41,7 +41,7 @@ def search(
             bins = ((wanted.high - wanted.low) >> wanted.shift) + 1
             assert bins <= select.BINS
             selector.take_bracket(
-                tool.bracket(PROGRAM, block, acc, wanted.low, wanted.high, wanted.shift, bins)
+                selector.fold(tool.bracket(PROGRAM, block, acc, wanted.low, wanted.high, wanted.shift, bins))
                 for block in blocks
             )
         else:

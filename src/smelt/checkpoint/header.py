@@ -23,7 +23,7 @@ def read_header(path: Path, fd: int, problems: Problems) -> tuple[dict[str, str]
     """Metadata and tensors of one safetensors file, in the order of their bytes; problems are noted."""
     size = os.fstat(fd).st_size
     raw = _header_bytes(path, fd, size, problems)
-    header = None if raw is None else parse_json(raw, path, problems)
+    header = None if raw is None else parse_json(raw.rstrip(b" "), path, problems)
     if raw is None or header is None:
         return {}, []
     metadata = _metadata(header.pop("__metadata__", None), path, problems)

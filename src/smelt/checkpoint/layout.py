@@ -18,12 +18,18 @@ ALIGNMENT, HUGE = 4096, 2 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file: its header bytes, and the absolute offset of each of its tensors in order."""
+    """One safetensors file: its header, where its data begins, and the absolute offset of each tensor in order."""
 
     file: str
-    header: bytes
+    text: bytes
+    start: int
     offsets: Mapping[str, int]
     size: int
+
+    @property
+    def header(self) -> bytes:
+        """All bytes before the data: length, JSON, spaces (of which a large file has up to 2 MiB: not kept)."""
+        return (self.start - 8).to_bytes(8, "little") + self.text.ljust(self.start - 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +142,9 @@ def _build_shard(file: str, specs: list[TensorSpec], metadata: Mapping[str, str]
             "data_offsets": [begin, begin + spec.nbytes],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % alignment)
-    start = 8 + len(text)
+    start = -(-(8 + len(text)) // alignment) * alignment
     absolute = {name: start + begin for name, begin in offsets.items()}
-    return Shard(file, len(text).to_bytes(8, "little") + text, absolute, start + size)
+    return Shard(file, text, start, absolute, start + size)
 
 
 def _offsets(specs: list[TensorSpec]) -> tuple[dict[str, int], int]:

@@ -38,7 +38,9 @@ INPUTS, BLOCK, KERNEL, POINTERS, CONSTS = range(5)
 ROW_LENGTH, COLUMN_LENGTH, SUMS, OUTPUTS, CUTS = range(8, 13)
 #: where the output's words begin in the head, and the words of an input or output
 OUT, HEAD, WORDS = 16, 24, 8
-FD, OFFSET, ITEM, SLOTS, MASK, BUFFER, SEEN, ROOM = range(8)
+FD, OFFSET, ITEM, SLOTS, MASK, BUFFER, SEEN = range(7)
+#: how many elements are gathered before they are written, of the output alone
+ROOM = 7
 #: elements of one partial sum
 GRAIN = 65536
 
@@ -180,7 +182,8 @@ def carry(
         task[OUT : OUT + WORDS] = out.words(places[-1])
     for number, port in enumerate(ports):
         task[HEAD + WORDS * number : HEAD + WORDS * (number + 1)] = port.words(places[number], start, stop)
-    if out is not None:  # so many elements are written at once: what its buffer holds, or an input's one block
+    if out is not None:
+        # an input that is read to a buffer is written from there
         gathers = work is not None or task[HEAD + SEEN]
         task[OUT + ROOM] = buffers[-1].size // out.item if gathers else block
     reached = max(compiled("carry", 3).call(address(task), start, stop), start)

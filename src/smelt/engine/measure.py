@@ -201,7 +201,8 @@ def _look(search: _Search, position: int, block: Block) -> Any:
     run, program, wanted = search.runs[position], search.programs[position], search.selector.next
     if wanted.kind == "bracket":
         bins = ((wanted.high - wanted.low) >> wanted.shift) + 1
-        return run.backend.bracket(program, block, run.acc, wanted.low, wanted.high, wanted.shift, bins)
+        found = run.backend.bracket(program, block, run.acc, wanted.low, wanted.high, wanted.shift, bins)
+        return search.selector.fold(found)
     return run.backend.collect(program, block, run.acc, wanted.low, wanted.high)
 
 

@@ -8,6 +8,7 @@ The sample decides only how fast the answer is found, never what it is.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,6 +48,9 @@ class Selector:
     tie_counts: list[int] | None = None  # equal patterns per block
     _above: int = 0
     _next: Pass | None = field(default=None)
+    #: of every bin so far: how many patterns, the least and the largest of them
+    _bins: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         top = (1 << self.bits) - 1
@@ -92,18 +96,26 @@ class Selector:
             return Pass("collect", low, high)
         return self._bracket(low, high)
 
-    def take_bracket(self, results: Iterable[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        """Digest the results of a bracket pass, one per block in order."""
+    def fold(self, result: tuple[int, np.ndarray, np.ndarray, np.ndarray]) -> tuple[int, np.ndarray]:
+        """What must be kept of one block of a bracket pass: patterns above, patterns per bin. Thread-safe."""
+        above, inside, least, most = result
+        counts = inside
+        with self._lock:
+            if self._bins is not None:
+                counts = self._bins[0] + inside
+                least, most = np.minimum(self._bins[1], least), np.maximum(self._bins[2], most)
+            self._bins = counts, least, most
+        return above, inside.astype(np.uint16 if inside.max(initial=0) < 1 << 16 else np.uint32)
+
+    def take_bracket(self, results: Iterable[tuple[int, np.ndarray]]) -> None:
+        """Digest a bracket pass: what ``fold`` kept of every block, in their order."""
         above = 0
         per_block = []  # [blocks, bins]
-        least = most = None
-        for more, inside, low, high in results:
+        for more, inside in results:
             above += more
-            per_block.append(inside.astype(np.uint32))
-            least = low if least is None else np.minimum(least, low)
-            most = high if most is None else np.maximum(most, high)
-        counts: np.ndarray = np.add.reduce(per_block, axis=0, dtype=np.int64)
-        assert least is not None and most is not None
+            per_block.append(inside)
+        assert self._bins is not None
+        (counts, least, most), self._bins = self._bins, None
         if self._misled(above, int(counts.sum())):
             return
         higher = above + np.cumsum(counts[::-1])[::-1] - counts  # patterns above each bin
