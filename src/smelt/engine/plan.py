@@ -13,6 +13,7 @@ from smelt.checkpoint import ShardLayout, plan_shards
 from smelt.core.errors import PlanError, Problem, did_you_mean
 from smelt.core.types import ITEMSIZE
 from smelt.engine.draft import Drafter
+from smelt.engine.express import WRITTEN
 from smelt.engine.jobs import Job
 from smelt.engine.members import Members
 from smelt.engine.sidefiles import side_files
@@ -100,7 +101,8 @@ class Plan:
         )
         largest = max(job.spec.numel for job in self.jobs.values())
         block = min(self.settings.block, max(largest, 1))
-        return RESIDENT + self.settings.threads * block * per_element + 64 * len(self.jobs)
+        gathered = max(ITEMSIZE[job.spec.dtype] for job in self.jobs.values()) * min(WRITTEN * GRAIN, largest)
+        return RESIDENT + self.settings.threads * (block * per_element + gathered) + 64 * len(self.jobs)
 
     def job(self, name: str) -> Job:
         """The job of an output tensor, or an error with the nearest name."""
