@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smelt.engine.run import TensorRun
 
 #: elements (or bytes, of what is only copied) handed over at once, and looked at together: a few inputs and an
-#: output of so many stay in a core's own cache while they are read, checked, merged and written
+#: output of so many stay in a core's own cache while they are read, checked and merged
 BATCH, COPIED, TOGETHER = 1 << 22, 1 << 23, GRAIN
 #: so many of them are written at once: the kernel then keeps a file in large pages
 WRITTEN = 16
