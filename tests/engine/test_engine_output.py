@@ -18,6 +18,7 @@ from smelt.checkpoint import tensor_digest
 from smelt.core.errors import OutputError, PlanError
 from smelt.engine import execute
 from smelt.engine import merge as merging
+from smelt.engine.express import WRITTEN
 from smelt.engine.merge import merge, rerun
 from smelt.engine.plan import BLOCK, Settings
 from smelt.numerics.blocks import GRAIN
@@ -180,6 +181,10 @@ def test_memory_is_bounded_by_smaller_blocks_then_refused(
     free = planned(ties(wide), threads=2)
     tight = planned(ties(wide), threads=2, max_ram=free.peak_memory() - 1)
     assert tight.settings.block < free.settings.block and tight.peak_memory() < free.peak_memory()
+    least = {count: planned(ties(wide), threads=count, block=GRAIN).peak_memory() for count in (2, 3)}
+    inputs = 3 * 2 + 8  # bytes of an element: three models, what is computed
+    largest = max(job.spec.numel for job in free.jobs.values())
+    assert least[3] - least[2] >= min(GRAIN, largest) * inputs + min(WRITTEN * GRAIN, largest) * 2
     with pytest.raises(
         PlanError, match=r"--max-ram: the merge needs about .* of memory; expected at most .*fewer --threads"
     ):
